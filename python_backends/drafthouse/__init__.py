@@ -1,0 +1,1 @@
+"""Drafthouse: collaborative speculative decoding on NVIDIA Triton Inference Server."""
