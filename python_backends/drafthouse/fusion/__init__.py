@@ -1,0 +1,1 @@
+"""One draft round: step the drafters, fuse their proposals by confidence, return one tree per request."""

@@ -1,0 +1,1 @@
+"""The serving pipeline: admission, rounds of draft and verify, commit, streaming."""

@@ -1,0 +1,1 @@
+"""Choosing the next token: counter-based noise, filters, bans, Gumbel-max. Pure functions."""

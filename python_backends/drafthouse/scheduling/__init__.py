@@ -1,0 +1,1 @@
+"""Who runs in the next round: one small file per policy."""
