@@ -1,0 +1,1 @@
+"""Turns Hugging Face checkpoints into engines and into a complete Triton model repository. Needs no PyTorch."""
