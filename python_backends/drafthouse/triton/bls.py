@@ -1,0 +1,82 @@
+"""Inner models reached by business logic scripting (BLS) calls inside this server."""
+
+from collections.abc import Sequence
+
+import triton_python_backend_utils as pb_utils
+
+from drafthouse.engine.contract import EngineError, StepCall, StepResult
+from drafthouse.fusion.contract import DraftCall, DraftResult
+from drafthouse.routing.contract import RouteResult, RouteRow
+from drafthouse.triton.codec.engine import pack_step, unpack_step_result
+from drafthouse.triton.codec.fusion import pack_draft, unpack_draft_result
+from drafthouse.triton.codec.routing import pack_route, unpack_route_result
+from drafthouse.triton.codec.rows import Tensors
+from drafthouse.triton.lease import Lease
+from drafthouse.triton.schema import LEASE_SECRET, schema_of
+from drafthouse.triton.tensors import read_outputs, to_tensors
+
+
+class BlsModel:
+    """One inner model: sends tensors with the lease secret, returns tensors, raises EngineError for anything else."""
+
+    def __init__(self, model_name: str, lease: Lease, timeout_us: int) -> None:
+        self.model_name = model_name
+        self._lease = lease
+        self._timeout_us = timeout_us
+        self._output_names = schema_of(model_name).output_names
+
+    async def call(self, tensors: Tensors) -> Tensors:
+        """One call. Raises EngineError when the model is gone, slow or refuses."""
+        tensors[LEASE_SECRET.name] = self._lease.tensor
+        request = pb_utils.InferenceRequest(
+            model_name=self.model_name,
+            requested_output_names=self._output_names,
+            inputs=to_tensors(tensors),
+            timeout=self._timeout_us,
+        )
+        try:
+            response = await request.async_exec()
+        except pb_utils.TritonModelException as error:
+            raise EngineError(f"{self.model_name}: {error}") from error
+        if response.has_error():
+            raise EngineError(f"{self.model_name}: {response.error().message()}")
+        return read_outputs(response)
+
+
+class BlsEngineClient:
+    """A target or drafter engine of this server (`engine.contract.EngineClient`, `fusion.contract.DrafterClient`)."""
+
+    def __init__(self, name: str, model: BlsModel) -> None:
+        self._name = name
+        self._model = model
+
+    @property
+    def name(self) -> str:
+        """The drafter's domain name, or ``target``."""
+        return self._name
+
+    async def step(self, call: StepCall, release_uids: Sequence[int] = ()) -> StepResult:
+        """Release, then step. Raises EngineError."""
+        return unpack_step_result(await self._model.call(pack_step(call, release_uids)))
+
+
+class BlsFusion:
+    """The `fusion` model of this server. Raises EngineError only when fusion itself is gone."""
+
+    def __init__(self, model: BlsModel) -> None:
+        self._model = model
+
+    async def draft(self, call: DraftCall) -> DraftResult:
+        """One draft round."""
+        return unpack_draft_result(await self._model.call(pack_draft(call)))
+
+
+class BlsRouter:
+    """The `router` model of this server. Raises EngineError when it is gone."""
+
+    def __init__(self, model: BlsModel) -> None:
+        self._model = model
+
+    async def route(self, rows: Sequence[RouteRow]) -> Sequence[RouteResult]:
+        """One result per row."""
+        return unpack_route_result(await self._model.call(pack_route(rows)))

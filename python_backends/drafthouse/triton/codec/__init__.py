@@ -1,0 +1,1 @@
+"""Contract dataclasses to packed tensors and back. Pure numpy; no Triton here."""

@@ -1,0 +1,66 @@
+"""Parameters of a model's config.pbtxt, read once at load; an unknown or malformed one refuses the load."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from drafthouse.core.errors import invalid
+
+T = TypeVar("T")
+
+
+class Parameters:
+    """The `parameters` of one model's configuration, consumed one by one; `finish` refuses what nobody asked for."""
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = dict(values)
+
+    @classmethod
+    def from_triton(cls, args: Mapping[str, str]) -> "Parameters":
+        """From the arguments Triton passes to `initialize`."""
+        entries = json.loads(args["model_config"]).get("parameters", {})
+        return cls({name: entry["string_value"] for name, entry in entries.items()})
+
+    def text(self, name: str, default: str) -> str:
+        """A string parameter."""
+        return self._values.pop(name, default)
+
+    def names(self, name: str, default: str = "") -> tuple[str, ...]:
+        """A comma-separated list; empty entries are dropped."""
+        return tuple(part.strip() for part in self.text(name, default).split(",") if part.strip())
+
+    def integer(self, name: str, default: int, low: int, high: int) -> int:
+        """An integer in [low, high]."""
+        return self._number(name, default, low, high, int)
+
+    def number(self, name: str, default: float, low: float, high: float) -> float:
+        """A float in [low, high]."""
+        return self._number(name, default, low, high, float)
+
+    def _number(self, name: str, default: T, low: T, high: T, parse: Callable[[str], T]) -> T:
+        raw = self._values.pop(name, None)
+        if raw is None:
+            return default
+        try:
+            value = parse(raw)
+        except ValueError:
+            raise invalid(name, raw, f"{low}..{high}") from None
+        if not low <= value <= high:  # type: ignore[operator]
+            raise invalid(name, raw, f"{low}..{high}")
+        return value
+
+    def rest(self) -> dict[str, str]:
+        """Everything not consumed yet, handed to a reader that checks it itself."""
+        values, self._values = self._values, {}
+        return values
+
+    def finish(self, known: str) -> None:
+        """Refuse parameters that nobody asked for."""
+        for name, value in self._values.items():
+            raise invalid(name, value, known)
+
+
+def version_folder(args: Mapping[str, str]) -> Path:
+    """The folder of the loaded version, e.g. model_repository/target/1."""
+    return Path(args["model_repository"]) / args["model_version"]

@@ -1,0 +1,42 @@
+"""Requests and responses of the Python backend as dictionaries of arrays."""
+
+from collections.abc import Mapping
+
+import triton_python_backend_utils as pb_utils
+
+from drafthouse.core.errors import DrafthouseError, ErrorCode
+from drafthouse.triton.codec.rows import Array, Tensors
+
+_TRITON_CODES = {
+    ErrorCode.INVALID_ARG: pb_utils.TritonError.INVALID_ARG,
+    ErrorCode.UNSUPPORTED: pb_utils.TritonError.UNSUPPORTED,
+    ErrorCode.UNAVAILABLE: pb_utils.TritonError.UNAVAILABLE,
+    ErrorCode.DEADLINE_EXCEEDED: pb_utils.TritonError.CANCELLED,  # Triton has no deadline code
+    ErrorCode.CANCELLED: pb_utils.TritonError.CANCELLED,
+    ErrorCode.INTERNAL: pb_utils.TritonError.INTERNAL,
+}
+
+
+def read_inputs(request: pb_utils.InferenceRequest) -> Tensors:
+    """Every input of a request by name; BYTES tensors become object arrays of bytes."""
+    return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+
+
+def read_outputs(response: pb_utils.InferenceResponse) -> Tensors:
+    """Every output of a BLS response by name."""
+    return {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+
+
+def to_tensors(arrays: Mapping[str, Array]) -> list[pb_utils.Tensor]:
+    """Backend tensors for arrays by name."""
+    return [pb_utils.Tensor(name, array) for name, array in arrays.items()]
+
+
+def to_response(arrays: Mapping[str, Array]) -> pb_utils.InferenceResponse:
+    """A response that carries these arrays."""
+    return pb_utils.InferenceResponse(output_tensors=to_tensors(arrays))
+
+
+def to_error(error: DrafthouseError) -> pb_utils.InferenceResponse:
+    """A response that carries this error and nothing else."""
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), _TRITON_CODES[error.code]))
