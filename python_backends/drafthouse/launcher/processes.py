@@ -1,0 +1,73 @@
+"""Finding and ending the processes of a run: the server and the stubs it forked."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from drafthouse.launcher.identity import RunId, stat_fields
+
+POLL_S = 0.05
+_EXECUTABLES = ("tritonserver", "triton_python_backend_stub")
+
+
+def group_members(group: int) -> list[int]:
+    """Pids of the process group that still run; zombies, which only wait to be reaped, do not count."""
+    members = []
+    for pid in _all_pids():
+        fields = stat_fields(pid)
+        if fields is not None and int(fields[2]) == group and fields[0] not in ("Z", "X"):
+            members.append(pid)
+    return members
+
+
+def kill_group(group: int, timeout_s: float = 5.0) -> bool:
+    """SIGKILLs a process group and waits until nothing of it runs. Returns whether that was reached."""
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return True
+    return _wait_until_gone(lambda: group_members(group), timeout_s)
+
+
+def run_members(run: RunId) -> list[int]:
+    """Pids of the server and the stubs of a run, wherever they were reparented to: their command lines carry its prefix."""
+    marker = run.prefix.encode()
+    return [pid for pid in _all_pids() if _executable(pid) in _EXECUTABLES and marker in _command_line(pid)]
+
+
+def kill_run(run: RunId, timeout_s: float = 5.0) -> bool:
+    """SIGKILLs what a dead launcher left running. Returns whether everything is gone."""
+    for pid in run_members(run):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    return _wait_until_gone(lambda: run_members(run), timeout_s)
+
+
+def _wait_until_gone(members: Callable[[], list[int]], timeout_s: float) -> bool:
+    deadline_s = time.monotonic() + timeout_s
+    while members():
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def _all_pids() -> Iterator[int]:
+    return (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
+
+
+def _executable(pid: int) -> str:
+    return Path(os.fsdecode(_command_line(pid).split(b"\0", 1)[0])).name
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

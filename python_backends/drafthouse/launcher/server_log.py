@@ -1,0 +1,74 @@
+"""What the server's log says to a human: which models are up, and the few lines that tell why one is not."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+from drafthouse.launcher.state import base_folder
+
+KEPT_LOGS = 10
+_LINES_PER_ERROR = 14
+_MAX_LINES = 60
+_MAX_LINE_LENGTH = 400
+# `I1120 09:28:56.123456 4242 file.cc:12] "text"`, or a stub's own logger; anything else continues the line before.
+_RECORD = re.compile(r"^[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ |^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ [IWEF] ")
+_FAILED_LOAD = re.compile(r"failed to load '(?P<model>[^']+)'")
+_LOADED = re.compile(r"successfully loaded '(?P<model>[^']+)'")
+
+
+def new_log_file(folder: Path | None) -> Path:
+    """A path for this run's log; the oldest logs beyond `KEPT_LOGS` go, but only in our own folder."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        folder = base_folder() / "logs"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for old in sorted(folder.glob("tritonserver-*.log"))[: -KEPT_LOGS + 1]:
+            old.unlink(missing_ok=True)
+    return folder / f"tritonserver-{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns() % 1_000_000:06d}.log"
+
+
+def loaded_models(log_file: Path) -> set[str]:
+    """Names of the models the server has reported as loaded so far."""
+    return {match["model"] for match in _LOADED.finditer(_read(log_file))}
+
+
+def error_lines(log_file: Path) -> tuple[str, ...]:
+    """The first lines of each error, one block per model; where no model failed, every error or the last lines of the log."""
+    records = [record for record in _records(_read(log_file)) if record[0][0] in "EF" or " E " in record[0][:24]]
+    by_model: dict[str, list[str]] = {}
+    for record in records:
+        match = _FAILED_LOAD.search("\n".join(record))
+        if match is not None:
+            by_model.setdefault(match["model"], record)
+    chosen = list(by_model.values()) or records
+    lines = [line[:_MAX_LINE_LENGTH] for record in chosen for line in _shorten(record)]
+    return tuple(lines[:_MAX_LINES]) or tuple(line[:_MAX_LINE_LENGTH] for line in _read(log_file).splitlines()[-5:])
+
+
+def _shorten(record: list[str]) -> list[str]:
+    """A traceback's head says which model, its tail what happened: the middle goes."""
+    if len(record) <= _LINES_PER_ERROR:
+        return record
+    head = 3
+    return [*record[:head], "  …", *record[head - _LINES_PER_ERROR + 1 :]]
+
+
+def _records(text: str) -> list[list[str]]:
+    records: list[list[str]] = []
+    # Triton writes a multi-line message as one quoted line with escaped line ends.
+    for line in text.replace("\\n", "\n").splitlines():
+        if _RECORD.match(line) or not records:
+            records.append([line])
+        elif line.strip():
+            records[-1].append(line)
+    return records
+
+
+def _read(log_file: Path) -> str:
+    try:
+        return log_file.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""

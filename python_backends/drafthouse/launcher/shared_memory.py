@@ -1,0 +1,46 @@
+"""The shared-memory regions of a run, and the sweep of those that nobody will ever close."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from drafthouse.launcher.errors import LaunchError
+from drafthouse.launcher.identity import RunId
+
+SHM_DIR = Path("/dev/shm")
+
+
+def regions(run: RunId, folder: Path = SHM_DIR) -> list[Path]:
+    """The regions that belong to a run, by its prefix."""
+    return sorted(path for path in folder.iterdir() if path.name.startswith(run.prefix))
+
+
+def sweep(run: RunId, folder: Path = SHM_DIR) -> int:
+    """Removes the regions of a run that has ended; returns how many. Safe while others run: the prefix is the run's own."""
+    left = regions(run, folder)
+    for path in left:
+        path.unlink(missing_ok=True)
+    return len(left)
+
+
+def stale_runs(folder: Path = SHM_DIR) -> set[RunId]:
+    """Runs of this user that left regions behind and whose launcher is gone."""
+    runs = (RunId.parse(path.name) for path in folder.iterdir())
+    return {run for run in runs if run is not None and run.is_stale()}
+
+
+def require_space(instances: int, bytes_per_instance: int, folder: Path = SHM_DIR) -> None:
+    """Refuses to start where the models' regions cannot fit (Docker gives a container 64 MiB unless told otherwise).
+
+    A region that cannot be backed kills the process that touches it (SIGBUS), so this is checked before.
+    Errors: LaunchError (UNAVAILABLE).
+    """
+    free_bytes, need_bytes = shutil.disk_usage(folder).free, instances * bytes_per_instance
+    if free_bytes < need_bytes:
+        raise LaunchError(
+            "UNAVAILABLE",
+            field=str(folder),
+            value=f"{free_bytes >> 20} MiB free",
+            allowed=f"{need_bytes >> 20} MiB for {instances} models; in Docker raise --shm-size",
+        )
