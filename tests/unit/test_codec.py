@@ -1,0 +1,170 @@
+"""What one process packs, the other unpacks: every field survives, at the extremes of its type."""
+
+from dataclasses import fields, is_dataclass
+
+import numpy as np
+
+from drafthouse.core.sampling_params import SamplingParams
+from drafthouse.core.tree import DraftTree
+from drafthouse.engine.contract import RowResult, RowStatus, StepCall, StepResult, StepRow
+from drafthouse.fusion.contract import DraftCall, DraftResult, DraftRow, DraftRowResult
+from drafthouse.routing.contract import RouteResult, RouteRow
+from drafthouse.triton.codec.engine import pack_step, pack_step_result, unpack_step, unpack_step_result
+from drafthouse.triton.codec.fusion import pack_draft, pack_draft_result, unpack_draft, unpack_draft_result
+from drafthouse.triton.codec.routing import pack_route, pack_route_result, unpack_route, unpack_route_result
+from drafthouse.triton.codec.rows import unpack_release
+from drafthouse.triton.schema import ENGINE, FUSION, LEASE_SECRET, ROUTER
+
+PICKY = SamplingParams(
+    temperature=0.5, top_k=40, top_p=0.75, seed=2**64 - 1, end_id=0, min_end_position=17, bad_words=(b"x", "é✓".encode())
+)
+
+
+def assert_same(left: object, right: object) -> None:
+    """Deep equality for dataclasses, sequences and arrays (NaN equals NaN)."""
+    if is_dataclass(left) and not isinstance(left, type):
+        assert type(left) is type(right)
+        for f in fields(left):
+            assert_same(getattr(left, f.name), getattr(right, f.name))
+    elif isinstance(left, np.ndarray):
+        np.testing.assert_array_equal(left, right)
+    elif isinstance(left, list | tuple):
+        assert isinstance(right, list | tuple)
+        assert len(left) == len(right)
+        for a, b in zip(left, right, strict=True):
+            assert_same(a, b)
+    else:
+        assert left == right
+
+
+def ids(*values: int) -> np.ndarray:
+    return np.array(values, np.int32)
+
+
+def floats(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+def test_step_call_survives() -> None:
+    call = StepCall(
+        rows=[
+            StepRow(2**64 - 1, 3, ids(5, 6, 7, 8), 2, ids(-1, 0, 1, 1), PICKY),
+            StepRow(1, 0, ids(9), 1, ids(-1)),
+        ],
+        num_steps=4,
+        num_candidates=2,
+        return_prompt_logprob=True,
+    )
+    tensors = pack_step(call, [7, 2**64 - 1])
+    assert set(tensors) | {LEASE_SECRET.name} == {spec.name for spec in ENGINE.inputs}
+    assert_same(unpack_step(tensors), call)
+    assert unpack_release(tensors) == [7, 2**64 - 1]
+
+
+def test_a_chain_needs_no_parents() -> None:
+    row = unpack_step(pack_step(StepCall([StepRow(1, 0, ids(4, 5, 6), 3)]))).rows[0]
+    assert row.parents is not None
+    assert row.parents.tolist() == [-1, 0, 1]
+
+
+def test_a_call_that_only_releases() -> None:
+    tensors = pack_step(StepCall(()), [3])
+    assert list(tensors) == ["release_uids"]
+    assert_same(unpack_step(tensors), StepCall(()))
+
+
+def row_result(status: RowStatus, num_outputs: int, num_candidates: int, error: str = "") -> RowResult:
+    rng = np.random.default_rng(num_outputs)
+    return RowResult(
+        status=status,
+        cached_len=11,
+        sampled=rng.integers(0, 99, num_outputs).astype(np.int32),
+        logprobs=rng.random(num_outputs, np.float32),
+        candidate_ids=rng.integers(0, 99, (num_outputs, num_candidates)).astype(np.int32),
+        candidate_probs=rng.random((num_outputs, num_candidates), np.float32),
+        prompt_logprob=-2.5,
+        num_scored=4,
+        error=error,
+    )
+
+
+def test_step_result_survives_with_rows_of_every_status() -> None:
+    rows = [
+        row_result(RowStatus.OK, 3, 2),
+        row_result(RowStatus.NEEDS_PREFILL, 0, 2),
+        row_result(RowStatus.ERROR, 0, 2, "INVALID_ARG field=tokens value=“é”"),
+        row_result(RowStatus.OK, 1, 2),
+    ]
+    result = StepResult(rows, engine_epoch=2**62, session_ns=123, slots_free=1, slots_total=8)
+    tensors = pack_step_result(result)
+    assert list(tensors) == ENGINE.output_names
+    assert_same(unpack_step_result(tensors), result)
+
+
+def test_rows_that_failed_may_come_without_candidates() -> None:
+    rows = [row_result(RowStatus.OK, 2, 3), row_result(RowStatus.NO_SLOT, 0, 0)]
+    back = unpack_step_result(pack_step_result(StepResult(rows, 1, 2, 3, 4)))
+    assert_same(back.rows[0], rows[0])
+    assert back.rows[1].status is RowStatus.NO_SLOT
+
+
+def test_status_result_without_rows_survives() -> None:
+    result = StepResult([], 5, 0, 8, 8)
+    assert_same(unpack_step_result(pack_step_result(result)), result)
+
+
+def test_draft_call_survives() -> None:
+    call = DraftCall(
+        rows=[
+            DraftRow(4, 2, ids(1, 2, 3), 5, floats(1.0, 0.0), PICKY),
+            DraftRow(5, 0, ids(1), 0, floats(0.0, 0.5)),
+        ],
+        release_uids=[9],
+    )
+    tensors = pack_draft(call)
+    assert set(tensors) | {LEASE_SECRET.name} == {spec.name for spec in FUSION.inputs}
+    assert_same(unpack_draft(tensors), call)
+    assert_same(unpack_draft(pack_draft(DraftCall((), [9]))), DraftCall((), [9]))
+
+
+def draft_result(trunk_len: int) -> DraftRowResult:
+    return DraftRowResult(
+        tree=DraftTree(
+            ids(*range(trunk_len)), ids(*range(-1, trunk_len - 1)), floats(*[0.5] * trunk_len), ids(*[1] * trunk_len)
+        ),
+        drafter_status=ids(RowStatus.OK, RowStatus.ABSENT),
+        cached_len=ids(7, 0),
+        proposals=np.full((2, trunk_len), 3, np.int32),
+        proposal_probs=np.full((2, trunk_len), 0.25, np.float32),
+        prompt_logprob=floats(-1.5, 0.0),
+        num_scored=ids(6, 0),
+    )
+
+
+def test_draft_result_survives_and_short_rows_are_padded() -> None:
+    tensors = pack_draft_result(DraftResult([draft_result(3), draft_result(0)], 77), num_drafters=2)
+    assert list(tensors) == FUSION.output_names
+    back = unpack_draft_result(tensors)
+    assert back.draft_session_ns == 77
+    assert_same(back.rows[0], draft_result(3))
+    assert len(back.rows[1].tree) == 0
+    assert back.rows[1].proposals.tolist() == [[-1, -1, -1], [-1, -1, -1]]
+
+
+def test_routes_survive() -> None:
+    rows = [
+        RouteRow(
+            request_uid=2**63,
+            prompt_logprob=floats(-1.0, np.nan),
+            scores=floats(np.nan, 0.5),
+            proposals=ids(1, 2, 3, 4).reshape(2, 2),
+            proposal_probs=np.full((2, 2), 0.5, np.float32),
+            target_tokens=ids(1, -1),
+            allowed=np.array([True, False]),
+        )
+    ]
+    tensors = pack_route(rows)
+    assert set(tensors) | {LEASE_SECRET.name} == {spec.name for spec in ROUTER.inputs}
+    assert_same(unpack_route(tensors), rows)
+    results = [RouteResult(floats(0.25, 0.5), floats(0.0, 1.0))]
+    assert_same(unpack_route_result(pack_route_result(results)), results)
