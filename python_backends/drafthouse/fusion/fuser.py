@@ -1,0 +1,101 @@
+"""One draft round for a batch: several small models draft one text together (CoSine, arXiv 2503.10325, token fusion)."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from drafthouse.fusion.contract import DraftCall, DrafterClient, DraftResult
+from drafthouse.fusion.lane import DrafterLane, ReleaseLedger
+from drafthouse.fusion.row_draft import RowDraft
+
+
+@dataclass(frozen=True, slots=True)
+class FusionOptions:
+    """How a draft round is run."""
+
+    call_timeout_s: float = 1.0  # a drafter that takes longer for one call is left out of the rest of the round
+    max_branches: int = 0  # proposals beside the trunk, per tree; 0 = chains, whose verified text is byte-identical
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value that makes no sense."""
+        if self.call_timeout_s <= 0 or self.max_branches < 0:
+            raise ValueError(f"call_timeout_s must be > 0 and max_branches >= 0: {self}")
+
+
+class CollaborativeFusion:
+    """At every trunk position all drafters of a request propose; the best weighted confidence is fed back to all.
+
+    Each fusion point costs every participating drafter one call with all of its requests, all drafters at once. A
+    drafter that shares no request with another one drafts to the end in a single call instead. What a drafter does
+    wrong (gone, slow, no slot, nonsense) costs its own proposals in this round, and nothing else.
+    """
+
+    def __init__(self, drafters: Sequence[DrafterClient], max_step_tokens: Sequence[int], options: FusionOptions | None = None) -> None:
+        """Args: drafters in the order of `DraftRow.weights`; max_step_tokens of each, [num_drafters].
+
+        Raises ValueError when the two differ in length.
+        """
+        if len(drafters) != len(max_step_tokens):
+            raise ValueError(f"{len(drafters)} drafters, but {len(max_step_tokens)} limits")
+        self._drafters = tuple(drafters)
+        self._max_step_tokens = tuple(max_step_tokens)
+        self._options = options or FusionOptions()
+        self._ledgers = [ReleaseLedger() for _ in drafters]
+
+    async def draft(self, call: DraftCall) -> DraftResult:
+        """See `Fusion.draft`; releases reach every drafter, also those without work, before anything else."""
+        rows = [RowDraft(row, self._max_step_tokens, self._options.max_branches) for row in call.rows]
+        lanes = self._open_lanes(rows)
+        for ledger in self._ledgers:
+            ledger.owe(call.release_uids)
+        # A drafter that did not answer last time must not delay others' work only to be told what is over.
+        idle = [
+            lane.release()
+            for lane, ledger in zip(lanes, self._ledgers, strict=True)
+            if call.release_uids and not lane.seats and not (rows and ledger.is_lost)
+        ]
+        _, session_ns = await asyncio.gather(_slowest(idle), self._run(lanes, rows)) if idle else (0, await self._run(lanes, rows))
+        return DraftResult([row.result(len(lanes)) for row in rows], session_ns)
+
+    def _open_lanes(self, rows: Sequence[RowDraft]) -> list[DrafterLane]:
+        options = self._options
+        num_candidates = 2 if options.max_branches else 1
+        lanes = [
+            DrafterLane(client, ledger, limit, options.call_timeout_s, num_candidates)
+            for client, ledger, limit in zip(self._drafters, self._ledgers, self._max_step_tokens, strict=True)
+        ]
+        for row in rows:
+            for seat in row.seats:
+                lanes[seat.drafter].seats.append(seat)
+        return lanes
+
+    async def _run(self, lanes: Sequence[DrafterLane], rows: Sequence[RowDraft]) -> int:
+        working = [lane for lane in lanes if lane.seats]
+        session_ns = await _slowest([lane.take_in() for lane in working])
+        alone = [lane for lane in working if all(len(seat.row.active) == 1 for seat in lane.seats)]
+        together = [lane for lane in working if lane not in alone]
+        # Lanes that wait for nobody do not make the others wait for their long calls either.
+        groups = [self._fuse([lane], [seat.row for seat in lane.seats]) for lane in alone]
+        if together:
+            shared = {seat.drafter for lane in together for seat in lane.seats}
+            groups.append(self._fuse(together, [row for row in rows if any(seat.drafter in shared for seat in row.seats)]))
+        return session_ns + await _slowest(groups)
+
+    @staticmethod
+    async def _fuse(lanes: Sequence[DrafterLane], rows: Sequence[RowDraft]) -> int:
+        session_ns = 0
+        while True:
+            asked = [(lane, seats) for lane in lanes if (seats := lane.waiting)]
+            if not asked:
+                return session_ns
+            session_ns += await _slowest([lane.propose(seats) for lane, seats in asked])
+            for row in rows:
+                row.extend()
+
+
+async def _slowest(parts: Sequence[Coroutine[Any, Any, int]]) -> int:
+    """Run all at once; the largest of their session times in ns, 0 when there are none."""
+    if len(parts) == 1:  # no task needed: this saves as much as the rest of a fusion point costs
+        return await parts[0]
+    return max(await asyncio.gather(*parts)) if parts else 0

@@ -1,0 +1,144 @@
+"""One drafter during one draft round: the calls it gets, and how it drops out without anyone noticing."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from drafthouse.engine.contract import EngineError, RowResult, RowStatus, StepCall, StepResult
+from drafthouse.fusion.contract import DrafterClient
+from drafthouse.fusion.row_draft import Seat
+
+
+class ReleaseLedger:
+    """Finished requests that one drafter has not confirmed to have forgotten, oldest first.
+
+    A release that was lost with a failed call is repeated with the next one, so that a slow drafter leaks no slot. An
+    engine holds far fewer requests than `CAPACITY`, so what is dropped at that length cannot still be held.
+    """
+
+    CAPACITY = 4096
+
+    def __init__(self) -> None:
+        self._uids: dict[int, None] = {}
+        self.is_lost = False  # the drafter did not answer the last call
+
+    def owe(self, uids: Sequence[int]) -> None:
+        """Remember to release these."""
+        self._uids.update(dict.fromkeys(uids))
+        for uid in list(self._uids)[: -self.CAPACITY]:
+            del self._uids[uid]
+
+    @property
+    def owed(self) -> tuple[int, ...]:
+        """Uids to send with the next call."""
+        return tuple(self._uids)
+
+    def settle(self, uids: Sequence[int]) -> None:
+        """The drafter has confirmed these."""
+        for uid in uids:
+            self._uids.pop(uid, None)
+
+
+class DrafterLane:
+    """Makes one drafter's calls for all requests (``seats``) that it takes part in. Never raises for its fault."""
+
+    def __init__(self, client: DrafterClient, ledger: ReleaseLedger, max_step_tokens: int, timeout_s: float, num_candidates: int) -> None:
+        self.seats: list[Seat] = []
+        self._client = client
+        self._ledger = ledger
+        self._max_step_tokens = max_step_tokens
+        self._timeout_s = timeout_s
+        self._num_candidates = num_candidates
+
+    @property
+    def waiting(self) -> list[Seat]:
+        """The seats whose request wants more trunk tokens from this drafter."""
+        return [seat for seat in self.seats if seat in seat.row.active and seat.row.num_missing > 0]
+
+    async def release(self) -> int:
+        """Only tell the drafter which requests are over. Returns session time in ns."""
+        return await self._call((), StepCall(rows=()), lambda seat, answer: None)
+
+    async def take_in(self) -> int:
+        """Send whatever does not belong into a drafting call, chunk by chunk. Returns session time in ns."""
+        session_ns = 0
+        while True:
+            chunks = [(seat, num) for seat in self.seats if seat in seat.row.active and (num := self._chunk_len(seat)) > 0]
+            if not chunks:
+                return session_ns
+            call = StepCall(
+                rows=[seat.row.chunk(seat.position, num) for seat, num in chunks],
+                num_steps=0,
+                return_prompt_logprob=any(seat.row.num_draft_tokens == 0 for seat, _ in chunks),
+            )
+            session_ns += await self._call([seat for seat, _ in chunks], call, self._took_in)
+
+    async def propose(self, seats: list[Seat]) -> int:
+        """Ask for the next tokens of these seats' trunks. Returns session time in ns.
+
+        A lane whose requests all depend on it alone extends them to their end in this one call; rows that want less
+        than the longest simply ignore the rest. Otherwise one token: the other drafters have a say in the next.
+        """
+        is_alone = all(len(seat.row.active) == 1 for seat in seats)
+        num_steps = max(seat.row.num_missing for seat in seats) if is_alone else 1
+        session_ns = await self._ask(seats, num_steps)
+        behind = [seat for seat in seats if seat in seat.row.active and not seat.fresh]
+        if behind:  # they answered NEEDS_PREFILL and can be brought up to date with what this round carries
+            session_ns += await self.take_in()
+            behind = [seat for seat in behind if seat in seat.row.active]
+            session_ns += await self._ask(behind, num_steps) if behind else 0
+        return session_ns
+
+    async def _ask(self, seats: list[Seat], num_steps: int) -> int:
+        keep_candidates = self._num_candidates > 1
+        for seat in seats:
+            seat.fresh = []
+        call = StepCall([seat.row.step_row(seat.position) for seat in seats], num_steps, self._num_candidates)
+        return await self._call(seats, call, lambda seat, answer: seat.accept(answer, num_steps, keep_candidates))
+
+    def _chunk_len(self, seat: Seat) -> int:
+        """Tokens to take in before this seat may draft; a seat that only takes in gets everything this way."""
+        row, limit = seat.row, self._max_step_tokens
+        num_left = row.end_position - seat.position
+        if row.num_draft_tokens == 0:
+            return min(limit, num_left)
+        return min(limit, num_left - 1) if num_left + len(row.trunk) > limit else 0
+
+    def _took_in(self, seat: Seat, answer: RowResult) -> None:
+        seat.status = RowStatus.OK
+        seat.position += self._chunk_len(seat)  # unchanged since the call was made
+        if seat.row.num_draft_tokens == 0:
+            seat.score += answer.prompt_logprob
+            seat.num_scored += answer.num_scored
+
+    async def _call(self, seats: Sequence[Seat], call: StepCall, on_ok: Callable[[Seat, RowResult], None]) -> int:
+        uids = self._ledger.owed
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                result = await self._client.step(call, uids)
+        except (EngineError, TimeoutError):
+            self._drop_out()
+            return 0
+        self._ledger.settle(uids)
+        self._ledger.is_lost = False
+        if len(result.rows) != len(seats):
+            self._drop_out()
+            return result.session_ns
+        return self._hand_out(seats, result, on_ok)
+
+    def _hand_out(self, seats: Sequence[Seat], result: StepResult, on_ok: Callable[[Seat, RowResult], None]) -> int:
+        for seat, answer in zip(seats, result.rows, strict=True):
+            seat.cached_len = answer.cached_len
+            if answer.status == RowStatus.OK:
+                on_ok(seat, answer)
+            elif answer.status == RowStatus.NEEDS_PREFILL and answer.cached_len >= seat.row.row.prefix_len and not seat.has_healed:
+                seat.has_healed = True
+                seat.position = min(answer.cached_len, seat.row.end_position - 1)
+            else:
+                seat.leave(answer.status)
+        return result.session_ns
+
+    def _drop_out(self) -> None:
+        self._ledger.is_lost = True
+        for seat in self.seats:
+            if seat in seat.row.active:
+                seat.leave(RowStatus.ABSENT)
