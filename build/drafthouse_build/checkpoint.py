@@ -24,27 +24,18 @@ Weights = Mapping[str, FloatArray]
 _HASH_CHUNK_BYTES = 1 << 22
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint folder that exists and is readable; `weights` reads one tensor at a time, as float32."""
-
-    folder: Path
-    architecture: str
-    raw_config: Mapping[str, Any]
-    eos_token_ids: tuple[int, ...]
-    weights: Weights
-    weights_sha256: str
-
-
 class SafetensorsWeights(Mapping[str, FloatArray]):
     """All tensors of a set of safetensors files by name, converted to float32 when they are asked for."""
 
     def __init__(self, files: list[Path]) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self._file_of: dict[str, Path] = {}
         for file in files:
             try:
                 with safe_open(file, "numpy") as handle:
-                    self._file_of.update(dict.fromkeys(handle.keys(), file))
+                    for name in handle.keys():  # noqa: SIM118 - the handle is not a mapping
+                        self._file_of[name] = file
+                        self.shapes[name] = tuple(handle.get_slice(name).get_shape())
             except (SafetensorError, OSError) as error:
                 raise BuildError("INVALID_ARG", "weights", file, f"a readable safetensors file ({error})") from error
 
@@ -62,6 +53,18 @@ class SafetensorsWeights(Mapping[str, FloatArray]):
 
     def __len__(self) -> int:
         return len(self._file_of)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder that exists and is readable; `weights` reads one tensor at a time, as float32."""
+
+    folder: Path
+    architecture: str
+    raw_config: Mapping[str, Any]
+    eos_token_ids: tuple[int, ...]
+    weights: SafetensorsWeights
+    weights_sha256: str
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

@@ -8,25 +8,25 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import onnx
 
 from drafthouse_build.checkpoint import Checkpoint, Weights, sha256_of_files
 from drafthouse_build.config import LlamaConfig, parse_llama_config
 from drafthouse_build.errors import BuildError
-from drafthouse_build.expand import expand, plan_expansion
-from drafthouse_build.llama import check_weights, export_llama, num_parameters
+from drafthouse_build.expand import expand_to, plan_expansion
+from drafthouse_build.llama import check_shapes, export_llama, num_parameters
 from drafthouse_build.manifest import MANIFEST_NAME, EngineManifest, stored_build_key
 from drafthouse_build.quantize import quantize_weights
+from drafthouse_build.tokenizer import TOKENIZER_FILES, highest_token_id, tokenizer_file
 
 Precision = Literal["fp32", "int8"]
 MODEL_NAME = "model.onnx"
-TOKENIZER_NAME = "tokenizer.json"
-TOKENIZER_FILES = (TOKENIZER_NAME, "tokenizer_config.json")
 # protobuf stops at 2 GB.
 MAX_INLINE_BYTES = 1_500_000_000
 _EXTERNAL_THRESHOLD_BYTES = 1024
+_DECIDING_MODULES = ("checkpoint", "config", "engine", "expand", "graph", "llama", "quantize", "rope")
 
 
 @dataclass(frozen=True)
@@ -48,32 +48,35 @@ class EngineOptions:
 
 
 @dataclass(frozen=True)
-class Model:
-    """What a model family hands to the export: its shape and its weights, possibly grown."""
+class ModelFamily:
+    """How checkpoints of one architecture are read, checked and drawn. A new family adds one of these, and its graph beside llama.py."""
 
-    config: LlamaConfig
-    weights: Weights
-
-
-def load_llama(checkpoint: Checkpoint, options: EngineOptions) -> Model:
-    """Reads a Llama checkpoint and grows it when the options say so."""
-    config = parse_llama_config(checkpoint.raw_config)
-    check_weights(config, checkpoint.weights)
-    if options.context_len > config.max_positions:
-        raise BuildError("INVALID_ARG", "context_len", options.context_len, f"up to max_position_embeddings={config.max_positions}")
-    if options.expand_to is None:
-        return Model(config, checkpoint.weights)
-    return Model(*expand(config, checkpoint.weights, plan_expansion(config, options.expand_to)))
+    parse_config: Callable[[Mapping[str, Any]], LlamaConfig]
+    check_shapes: Callable[[LlamaConfig, Mapping[str, tuple[int, ...]]], None]
+    expand: Callable[[LlamaConfig, Weights, int], tuple[LlamaConfig, Weights]]
+    export: Callable[[LlamaConfig, Weights, int], onnx.ModelProto]
 
 
-# A new family adds its loader here, and its graph beside llama.py.
-FAMILIES: Mapping[str, Callable[[Checkpoint, EngineOptions], Model]] = {"LlamaForCausalLM": load_llama}
+FAMILIES: Mapping[str, ModelFamily] = {
+    "LlamaForCausalLM": ModelFamily(parse_llama_config, check_shapes, expand_to, export_llama),
+}
 
 
-def check_architecture(checkpoint: Checkpoint) -> None:
-    """Raises `BuildError` naming an architecture for which there is no graph."""
+def check_model(checkpoint: Checkpoint, options: EngineOptions) -> LlamaConfig:
+    """The checkpoint's configuration; raises `BuildError` when no engine can be built from it."""
     if checkpoint.architecture not in FAMILIES:
         raise BuildError("UNSUPPORTED", "architectures", checkpoint.architecture, FAMILIES)
+    family = FAMILIES[checkpoint.architecture]
+    config = family.parse_config(checkpoint.raw_config)
+    family.check_shapes(config, checkpoint.weights.shapes)
+    if options.expand_to is not None:
+        plan_expansion(config, options.expand_to)
+    if options.context_len > config.max_positions:
+        raise BuildError("INVALID_ARG", "context_len", options.context_len, f"up to max_position_embeddings={config.max_positions}")
+    highest = max(highest_token_id(tokenizer_file(checkpoint)), *checkpoint.eos_token_ids, -1)
+    if highest >= config.vocab_size:
+        raise BuildError("INVALID_ARG", "tokenizer", f"id {highest}", f"ids below vocab_size={config.vocab_size}")
+    return config
 
 
 def build_engine(checkpoint: Checkpoint, output: Path, options: EngineOptions, domain: str) -> bool:
@@ -81,31 +84,31 @@ def build_engine(checkpoint: Checkpoint, output: Path, options: EngineOptions, d
 
     `domain` is the drafter's field of expertise or "target". `engine.json` is written last: without it there is no engine.
     """
-    check_architecture(checkpoint)
-    tokenizer = checkpoint.folder / TOKENIZER_NAME
-    if not tokenizer.is_file():
-        raise BuildError("INVALID_ARG", "tokenizer", tokenizer, "an existing tokenizer.json")
+    config = check_model(checkpoint, options)
     key = build_key(checkpoint, options, domain)
     if stored_build_key(output) == key and (output / MODEL_NAME).is_file():
         return False
-    model = FAMILIES[checkpoint.architecture](checkpoint, options)
-    graph = export_llama(model.config, model.weights, options.context_len)
+    family = FAMILIES[checkpoint.architecture]
+    weights: Weights = checkpoint.weights
+    if options.expand_to is not None:
+        config, weights = family.expand(config, weights, options.expand_to)
+    graph = family.export(config, weights, options.context_len)
     output.mkdir(parents=True, exist_ok=True)
     (output / MANIFEST_NAME).unlink(missing_ok=True)
     save_model(quantize_weights(graph) if options.precision == "int8" else graph, output / MODEL_NAME)
     copy_tokenizer(checkpoint, output)
-    _manifest(checkpoint, model, options, domain, key).write(output)
+    _manifest(checkpoint, config, options, domain, key).write(output)
     return True
 
 
 def build_key(checkpoint: Checkpoint, options: EngineOptions, domain: str) -> str:
-    """Digest of everything that decides the engine: weights, configuration, tokenizer, options, and this package's code."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+    """Digest of everything that decides the engine: weights, configuration, tokenizer, options, and the code that draws the graph."""
+    sources = [Path(__file__).with_name(f"{module}.py") for module in _DECIDING_MODULES]
     parts = {
         "weights": checkpoint.weights_sha256,
         "config": dict(checkpoint.raw_config),
         "eos": checkpoint.eos_token_ids,
-        "tokenizer": sha256_of_files([checkpoint.folder / TOKENIZER_NAME]),
+        "tokenizer": sha256_of_files([tokenizer_file(checkpoint)]),
         "options": asdict(options),
         "domain": domain,
         "code": sha256_of_files(sources),
@@ -138,8 +141,7 @@ def save_model(model: onnx.ModelProto, file: Path) -> None:
     )
 
 
-def _manifest(checkpoint: Checkpoint, model: Model, options: EngineOptions, domain: str, key: str) -> EngineManifest:
-    config = model.config
+def _manifest(checkpoint: Checkpoint, config: LlamaConfig, options: EngineOptions, domain: str, key: str) -> EngineManifest:
     return EngineManifest(
         num_layers=config.num_layers,
         num_kv_heads=config.num_kv_heads,
@@ -152,7 +154,7 @@ def _manifest(checkpoint: Checkpoint, model: Model, options: EngineOptions, doma
         eos_token_ids=checkpoint.eos_token_ids,
         precision=options.precision,
         weights_sha256=checkpoint.weights_sha256,
-        tokenizer_sha256=sha256_of_files([checkpoint.folder / TOKENIZER_NAME]),
+        tokenizer_sha256=sha256_of_files([tokenizer_file(checkpoint)]),
         domain=domain,
         num_params=num_parameters(config),
         build_key=key,

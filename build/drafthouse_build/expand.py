@@ -30,9 +30,14 @@ class Expansion:
     intermediate_size: int
 
 
+def expand_to(config: LlamaConfig, weights: Weights, num_params: int) -> tuple[LlamaConfig, Weights]:
+    """Grows the model to about `num_params` parameters."""
+    return expand(config, weights, plan_expansion(config, num_params))
+
+
 def plan_expansion(config: LlamaConfig, num_params: int) -> Expansion:
-    """The expansion that comes closest to `num_params`: half as many blocks again, the rest in width, in steps of 64 neurons."""
-    num_layers = config.num_layers + -(-config.num_layers // 2)
+    """The expansion that comes closest to `num_params`: a new block after each old one, the rest in width, in steps of 64 neurons."""
+    num_layers = 2 * config.num_layers
     width = config.intermediate_size
     deeper = replace(config, num_layers=num_layers)
     per_neuron = num_layers * config.hidden_size * 3

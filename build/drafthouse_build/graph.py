@@ -33,7 +33,9 @@ class GraphBuilder:
 
     def node(self, op_type: str, inputs: Sequence[str], output: str, **attributes: int | float) -> str:
         """Adds a node with one output and returns the output's name."""
-        self.nodes.append(helper.make_node(op_type, list(inputs), [output], name=output, **attributes))
+        node = helper.make_node(op_type, list(inputs), [output], name=output)
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
+        self.nodes.append(node)
         return output
 
     def split(self, source: str, sizes: Sequence[int], outputs: Sequence[str], axis: int) -> None:

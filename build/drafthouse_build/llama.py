@@ -10,16 +10,21 @@ The graph is the interface between the build and the engines:
 | `attn_mask` | [B, 1, T, S] | bool | cache rows that each new token sees, its own row among them |
 | `past_k_i`, `past_v_i` | [B, H_kv, S, D_h] | float32 | cache of layer i; finite numbers everywhere, also in rows that nobody sees |
 | `logits` | [B, T, V] | float32 | next-token scores of every new token |
-| `present_k_i`, `present_v_i` | as `past` | float32 | the cache with the new rows; bind it to the memory of `past` and only those rows are written |
+| `present_k_i`, `present_v_i` | as `past` | float32 | the cache with the new rows; bound to the memory of `past`, only those are written |
 
-B and T are free, S is fixed: TensorRT's KV-cache-update layer needs a static sequence dimension. A mask row without any True gives
-NaN, which the next layer writes into the cache: rows that only pad a call must see at least themselves.
+B and T are free, S is fixed: TensorRT's KV-cache-update layer needs a static sequence dimension. What a mask row without any True
+gives is up to the runtime (NaN, which the next layer would write into the cache, is allowed): rows that only pad a call see themselves.
+
+With T ≥ 2 a token's logits do not depend on B, T or the neighbours, bit by bit, on ONNX Runtime's CPU kernels. With T = 1 the matrix
+products take another kernel, which rounds differently.
 
 A weight is stored as `[in, out]`, the layout of `MatMul`. Query, key and value projections are one matrix, and so are gate and up:
 fewer operators, which is what a two-layer drafter spends most of its time on.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -33,8 +38,7 @@ from drafthouse_build.rope import rope_tables
 
 
 def export_llama(config: LlamaConfig, weights: Weights, context_len: int) -> onnx.ModelProto:
-    """Builds the graph for `context_len` (S) cache rows; raises `BuildError` for a missing, surplus or misshapen tensor."""
-    check_weights(config, weights)
+    """Builds the graph for `context_len` (S) cache rows from weights whose shapes were checked."""
     return _LlamaExporter(config, weights, context_len).export()
 
 
@@ -70,20 +74,19 @@ def num_parameters(config: LlamaConfig) -> int:
     return sum(int(np.prod(shape)) for shape in expected_shapes(config).values())
 
 
-def check_weights(config: LlamaConfig, weights: Weights) -> None:
+def check_shapes(config: LlamaConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises `BuildError` when names or shapes are not exactly those of the configuration."""
     expected = expected_shapes(config)
     # Old checkpoints carry the rotary frequencies, and some a copy of the tied output matrix.
     ignored = {"lm_head.weight"} if config.tied_embeddings else set()
-    surplus = [name for name in weights if name not in expected and name not in ignored and not name.endswith("rotary_emb.inv_freq")]
+    surplus = [name for name in shapes if name not in expected and name not in ignored and not name.endswith("rotary_emb.inv_freq")]
     if surplus:
         raise BuildError("UNSUPPORTED", "weights", surplus[0], f"the tensors of LlamaForCausalLM ({len(surplus)} others found)")
     for name, shape in expected.items():
-        if name not in weights:
+        if name not in shapes:
             raise BuildError("INVALID_ARG", "weights", f"{name} missing", f"a tensor of shape {list(shape)}")
-        found = weights[name].shape
-        if found != shape:
-            raise BuildError("INVALID_ARG", name, list(found), list(map(str, shape)))
+        if shapes[name] != shape:
+            raise BuildError("INVALID_ARG", name, list(shapes[name]), str(list(shape)))
 
 
 class _LlamaExporter:

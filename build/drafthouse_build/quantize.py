@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-BLOCK_SIZE = 32
+BLOCK_SIZE = 64
 _ZERO_POINT = 128
 _INT8_ACTIVATIONS = 4
 

@@ -28,7 +28,9 @@ class OnnxLlama:
         _, self.num_kv_heads, self.context_len, self.head_dim = past[0].shape
         self.cache = np.zeros((self.num_layers, 2, rows, self.num_kv_heads, self.context_len, self.head_dim), np.float32)
 
-    def step(self, first_row: int, tokens: Sequence[Sequence[int]], starts: Sequence[int], parents: Sequence[int] | None = None) -> FloatArray:
+    def step(
+        self, first_row: int, tokens: Sequence[Sequence[int]], starts: Sequence[int], parents: Sequence[int] | None = None
+    ) -> FloatArray:
         """Feeds `tokens [B, T]` to rows `first_row …`, writing from `starts [B]`; returns logits `[B, T, V]`.
 
         `parents [T]` makes the new tokens a tree (-1 = the row's last committed token); without it they are a chain.

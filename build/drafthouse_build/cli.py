@@ -1,0 +1,135 @@
+"""`drafthouse build`: the command line of the build."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from drafthouse_build.errors import BuildError
+from drafthouse_build.repository import StepOutcome, StepReporter, build_repository
+from drafthouse_build.templates import committed_drafters
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+_DEFAULT_TEMPLATES = _CHECKOUT / "model_repository"
+_DEFAULT_MODELS = _CHECKOUT / "build" / "demo_models"
+_DEMO_TARGET_PARAMETERS = "90M"
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
+EXIT_BAD_INPUT = 2
+_WORTH_A_LINE_S = 2.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `drafthouse build` and returns its exit status: 0 when the repository is complete, 2 for bad input, named in one line."""
+    arguments = build_parser().parse_args(argv)
+    console = Console(stderr=True)
+    try:
+        outcomes = _build(arguments, console)
+    except BuildError as error:
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        return EXIT_BAD_INPUT
+    _summarise(console, outcomes, arguments)
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of `drafthouse build`."""
+    parser = argparse.ArgumentParser(prog="drafthouse build", description="Turn Hugging Face checkpoints into a Triton model repository.")
+    parser.add_argument("--target", type=Path, metavar="DIR", help="checkpoint of the model whose text the user gets")
+    parser.add_argument("--drafter", action="append", default=[], metavar="NAME=DIR", help="a drafter and its checkpoint; repeat for more")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="model repository to write")
+    parser.add_argument("--precision", default="fp32", metavar="fp32|int8", help="weights: float32, or 8-bit blocks (default fp32)")
+    parser.add_argument("--context-len", type=int, default=512, metavar="N", help="rows of a key/value cache (default 512)")
+    parser.add_argument("--max-step-tokens", type=int, default=64, metavar="N", help="largest prefill chunk or draft tree (default 64)")
+    parser.add_argument("--slots", type=int, metavar="N", help="requests whose caches fit at a time (default: the templates')")
+    parser.add_argument("--expand-target", metavar="N", help="grow the target to about N parameters without changing its output, e.g. 90M")
+    parser.add_argument("--demo", action="store_true", help="build the demo models into the checkout's own model repository")
+    parser.add_argument("--models", type=Path, default=_DEFAULT_MODELS, metavar="DIR", help="with --demo: folder of the demo checkpoints")
+    parser.add_argument("--templates", type=Path, default=_DEFAULT_TEMPLATES, metavar="DIR", help="committed model repository to copy from")
+    return parser
+
+
+def _build(arguments: argparse.Namespace, console: Console) -> list[StepOutcome]:
+    if arguments.demo:
+        _fill_in_demo(arguments)
+    for option in ("target", "output"):
+        if getattr(arguments, option) is None:
+            raise BuildError("INVALID_ARG", option, "none", f"--{option} DIR, or --demo")
+    return build_repository(
+        arguments.target,
+        parse_drafters(arguments.drafter),
+        arguments.output,
+        templates=arguments.templates,
+        precision=arguments.precision,
+        context_len=arguments.context_len,
+        max_step_tokens=arguments.max_step_tokens,
+        expand_target_to=None if arguments.expand_target is None else parse_count(arguments.expand_target),
+        slots=arguments.slots,
+        report=_reporter(console),
+    )
+
+
+def _fill_in_demo(arguments: argparse.Namespace) -> None:
+    """`--demo` names checkpoints and repository itself; contradicting it would be ignored, so it is refused."""
+    for option in ("target", "drafter"):
+        if getattr(arguments, option):
+            raise BuildError(
+                "INVALID_ARG", option, getattr(arguments, option), "either --demo (with --models DIR) or --target and --drafter"
+            )
+    arguments.target = arguments.models / "target"
+    arguments.drafter = [f"{name}={arguments.models / name}" for name in committed_drafters(arguments.templates)]
+    arguments.output = arguments.output or arguments.templates
+    arguments.expand_target = arguments.expand_target or _DEMO_TARGET_PARAMETERS
+
+
+def parse_drafters(texts: Sequence[str]) -> dict[str, Path]:
+    """Reads `NAME=DIR` options, in their order; raises `BuildError` for another form or a repeated name."""
+    drafters: dict[str, Path] = {}
+    for text in texts:
+        name, separator, folder = text.partition("=")
+        if not (name and separator and folder) or name in drafters:
+            raise BuildError("INVALID_ARG", "drafter", text, "NAME=DIR, every name once")
+        drafters[name] = Path(folder)
+    return drafters
+
+
+def parse_count(text: str) -> int:
+    """Reads a number of parameters such as `90M` or `1.2B`."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMB]?)", text.upper())
+    if found is None:
+        raise BuildError("INVALID_ARG", "expand_target", text, "a number of parameters such as 90M")
+    return round(float(found[1]) * _UNITS[found[2]])
+
+
+def _reporter(console: Console) -> StepReporter:
+    @contextmanager
+    def step(title: str) -> Iterator[None]:
+        started = time.monotonic()
+        # Without a terminal there is no spinner: a line before the work says what takes so long.
+        if not console.is_terminal:
+            console.print(f"{title} …", highlight=False)
+        with console.status(title):
+            yield
+        seconds = time.monotonic() - started
+        if seconds > _WORTH_A_LINE_S:
+            console.print(f"{title}: {seconds:.1f} s", highlight=False)
+
+    return step
+
+
+def _summarise(console: Console, outcomes: Sequence[StepOutcome], arguments: argparse.Namespace) -> None:
+    built = [outcome.name for outcome in outcomes if outcome.built]
+    if built:
+        console.print(f"built {', '.join(built)} into {arguments.output}", highlight=False, soft_wrap=True)
+    else:
+        console.print(f"build is current: {arguments.output}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

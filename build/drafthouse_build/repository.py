@@ -1,0 +1,143 @@
+"""Checkpoints in, a complete Triton model repository out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from drafthouse_build.checkpoint import Checkpoint, load_checkpoint
+from drafthouse_build.engine import EngineOptions, Precision, build_engine, check_model
+from drafthouse_build.errors import BuildError
+from drafthouse_build.router_table import build_router_table
+from drafthouse_build.templates import DRAFTER_PREFIX, SHARED_MODELS, committed_drafters, copy_model, make_drafter, read_parameter
+from drafthouse_build.tokenizer import TOKENIZER_FILES, check_same_tokenizer, tokenizer_file
+
+DRAFTERS_NAME = "drafters.json"
+VERSION = "1"
+_DRAFTER_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+
+# Shows that a step is running while the context is open; the step then says whether there was anything to do.
+StepReporter = Callable[[str], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """One thing a build made, or found current."""
+
+    name: str
+    built: bool
+
+
+def build_repository(
+    target: Path,
+    drafters: Mapping[str, Path],
+    output: Path,
+    *,
+    templates: Path,
+    precision: Precision = "fp32",
+    context_len: int = 512,
+    max_step_tokens: int = 64,
+    expand_target_to: int | None = None,
+    slots: int | None = None,
+    report: StepReporter = nullcontext,
+) -> list[StepOutcome]:
+    """Writes the model repository `output` for one target and its drafters, in the mapping's order; returns what was done.
+
+    Configurations and adapters are copied from `templates`. When `output` is `templates` itself, only artefacts are written into it,
+    and the drafters must be the committed ones. `slots` is the number of requests whose caches fit, None for the templates' number.
+    Everything is checked before anything is written: raises `BuildError` for bad input.
+    """
+    options = EngineOptions(precision, context_len, max_step_tokens)
+    if slots is not None and slots < 1:
+        raise BuildError("INVALID_ARG", "slots", slots, "an integer ≥ 1")
+    _check_names(drafters)
+    with report("reading checkpoints"):
+        loaded = {name: load_checkpoint(folder) for name, folder in {"target": target, **drafters}.items()}
+        target_options = replace(options, expand_to=expand_target_to)
+        _check_models(loaded, target_options, options)
+    if output.resolve() == templates.resolve():
+        _check_in_place(templates, drafters, slots)
+    else:
+        _copy_templates(templates, output, list(drafters), slots)
+    return _write_artefacts(loaded, output, target_options, options, report)
+
+
+def _check_names(drafters: Mapping[str, Path]) -> None:
+    if not drafters:
+        raise BuildError("INVALID_ARG", "drafter", "none", "at least one NAME=DIR")
+    for name in drafters:
+        if not _DRAFTER_NAME.fullmatch(name) or name == "target":
+            raise BuildError("INVALID_ARG", "drafter", name, "a name of a-z, 0-9 and _ that begins with a letter and is not target")
+
+
+def _check_models(loaded: Mapping[str, Checkpoint], target_options: EngineOptions, options: EngineOptions) -> None:
+    """Every checkpoint can be exported, and ids mean the same in all of them."""
+    target = loaded["target"]
+    config = check_model(target, target_options)
+    for name, checkpoint in loaded.items():
+        if name == "target":
+            continue
+        vocab_size = check_model(checkpoint, options).vocab_size
+        check_same_tokenizer(tokenizer_file(target), tokenizer_file(checkpoint), name)
+        if vocab_size != config.vocab_size:
+            raise BuildError("INVALID_ARG", f"vocab_size of drafter {name}", vocab_size, f"the target's {config.vocab_size}")
+
+
+def _check_in_place(templates: Path, drafters: Mapping[str, Path], slots: int | None) -> None:
+    committed = committed_drafters(templates)
+    if list(drafters) != committed:
+        raise BuildError("INVALID_ARG", "drafter", ",".join(drafters), f"{','.join(committed)} in this repository, or another --output")
+    configured = read_parameter(templates / "target", "slots")
+    if slots is not None and str(slots) != configured:
+        raise BuildError("INVALID_ARG", "slots", slots, f"{configured} in this repository, or another --output")
+
+
+def _copy_templates(templates: Path, output: Path, names: list[str], slots: int | None) -> None:
+    engine = {} if slots is None else {"slots": str(slots)}
+    ensemble = {"drafters": ",".join(names)}
+    single = read_parameter(templates / "cosine", "single_drafter")
+    parameters = {
+        "cosine": {**engine, **ensemble, "single_drafter": single if single in names else names[0]},
+        "router": {},
+        "fusion": ensemble,
+        "target": engine,
+    }
+    for model in SHARED_MODELS:
+        copy_model(templates, output, model, parameters[model])
+    for name in names:
+        make_drafter(templates, output, name, engine)
+
+
+def _write_artefacts(
+    loaded: Mapping[str, Checkpoint], output: Path, target_options: EngineOptions, options: EngineOptions, report: StepReporter
+) -> list[StepOutcome]:
+    outcomes = []
+    for name, checkpoint in loaded.items():
+        model = name if name == "target" else DRAFTER_PREFIX + name
+        with report(f"building {model}"):
+            built = build_engine(checkpoint, output / model / VERSION, target_options if name == "target" else options, name)
+        outcomes.append(StepOutcome(model, built))
+    with report("building the router's embedding table"):
+        outcomes.append(StepOutcome("router", build_router_table(loaded["target"], output / "router" / VERSION)))
+    drafters = [{"name": name, "model": DRAFTER_PREFIX + name} for name in loaded if name != "target"]
+    ensemble = json.dumps({"drafters": drafters}, indent=2) + "\n"
+    written = {output / model / VERSION / DRAFTERS_NAME: ensemble.encode() for model in ("cosine", "fusion")}
+    for file in TOKENIZER_FILES:
+        source = loaded["target"].folder / file
+        if source.is_file():
+            written[output / "cosine" / VERSION / file] = source.read_bytes()
+    changed = [_write_if_changed(file, content) for file, content in written.items()]
+    outcomes.append(StepOutcome("cosine", any(changed)))
+    return outcomes
+
+
+def _write_if_changed(file: Path, content: bytes) -> bool:
+    if file.is_file() and file.read_bytes() == content:
+        return False
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    return True
