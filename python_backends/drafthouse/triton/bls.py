@@ -11,6 +11,7 @@ from drafthouse.triton.codec.engine import pack_step, unpack_step_result
 from drafthouse.triton.codec.fusion import pack_draft, unpack_draft_result
 from drafthouse.triton.codec.routing import pack_route, unpack_route_result
 from drafthouse.triton.codec.rows import Tensors
+from drafthouse.triton.keeper import ModelKeeper
 from drafthouse.triton.lease import Lease
 from drafthouse.triton.schema import LEASE_SECRET, schema_of
 from drafthouse.triton.tensors import read_outputs, to_tensors
@@ -24,6 +25,7 @@ class BlsModel:
         self._lease = lease
         self._timeout_us = timeout_us
         self._output_names = schema_of(model_name).output_names
+        self.keeper = ModelKeeper(model_name)
 
     async def call(self, tensors: Tensors) -> Tensors:
         """One call. Raises EngineError when the model is gone, slow or refuses."""
@@ -37,10 +39,15 @@ class BlsModel:
         try:
             response = await request.async_exec()
         except pb_utils.TritonModelException as error:
-            raise EngineError(f"{self.model_name}: {error}") from error
+            raise self._failure(str(error)) from error
         if response.has_error():
-            raise EngineError(f"{self.model_name}: {response.error().message()}")
+            raise self._failure(response.error().message())
+        self.keeper.saw_answer()
         return read_outputs(response)
+
+    def _failure(self, message: str) -> EngineError:
+        self.keeper.saw_error(message)
+        return EngineError(f"{self.model_name}: {message}")
 
 
 class BlsEngineClient:

@@ -1,0 +1,32 @@
+"""The `target` and `drafter_*` models: an engine behind the step contract."""
+
+from collections.abc import Mapping
+
+from drafthouse.engine.loading import EngineOptions, load_engine
+from drafthouse.triton.codec.engine import pack_step_result, unpack_step
+from drafthouse.triton.codec.rows import Tensors, unpack_release
+from drafthouse.triton.inner_model import InnerModel
+from drafthouse.triton.parameters import Parameters, version_folder
+
+KNOWN = "slots, num_threads, min_step_tokens"
+
+
+class EngineModel(InnerModel):
+    """Triton's view of an `engine.contract.Engine`."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the engine file that lies in the version folder."""
+        parameters = Parameters.from_triton(args)
+        options = EngineOptions(
+            slots=parameters.integer("slots", 8, 1, 4096),
+            num_threads=parameters.integer("num_threads", 1, 1, 256),
+            min_step_tokens=parameters.integer("min_step_tokens", 2, 1, 64),
+        )
+        parameters.finish(KNOWN)
+        self._engine = load_engine(version_folder(args), options)
+
+    def answer(self, tensors: Tensors) -> Tensors:
+        """Release, then step; a call with neither answers the engine's status."""
+        self._engine.release(unpack_release(tensors))
+        call = unpack_step(tensors)
+        return pack_step_result(self._engine.step(call) if call.rows else self._engine.status())

@@ -1,0 +1,23 @@
+"""The `router` model: decides which drafters work for which request. Stateless."""
+
+import asyncio
+from collections.abc import Mapping
+
+from drafthouse.routing.registry import load_router
+from drafthouse.triton.codec.routing import pack_route_result, unpack_route
+from drafthouse.triton.codec.rows import Tensors
+from drafthouse.triton.inner_model import InnerModel
+from drafthouse.triton.parameters import Parameters, version_folder
+
+
+class RouterModel(InnerModel):
+    """Triton's view of a `routing.contract.Router`."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Read the router's tables."""
+        self._router = load_router(version_folder(args), Parameters.from_triton(args).rest())
+        self._loop = asyncio.new_event_loop()
+
+    def answer(self, tensors: Tensors) -> Tensors:
+        """One routing call."""
+        return pack_route_result(self._loop.run_until_complete(self._router.route(unpack_route(tensors))))
