@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from e2e.wire import grpc_generate, http_generate, http_post
 
 from drafthouse_client import Client
+from e2e.wire import grpc_generate, http_generate, http_post
 
 PROMPT = "def add(a, b):"
 FORM = re.compile(r"\b(INVALID_ARG|UNSUPPORTED|UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL) field=(\S+)( value=.+?)?( allowed=.+)?$", re.S)

@@ -76,9 +76,8 @@ def test_another_seed_gives_another_text(server: Any) -> None:  # noqa: ANN401
 
 
 def test_a_mixed_batch_of_greedy_sampled_drafted_and_not(server: Any) -> None:  # noqa: ANN401
-    work = [job for pair in zip(jobs(GREEDY, OFF), jobs(GREEDY, ON), jobs(SAMPLED, OFF), jobs(SAMPLED, ON), strict=True) for job in pair][
-        ::3
-    ]
+    kinds = (jobs(GREEDY, OFF), jobs(GREEDY, ON), jobs(SAMPLED, OFF), jobs(SAMPLED, ON))
+    work = [job for group in zip(*kinds, strict=True) for job in group][::3]
     crowd = asyncio.run(run_all(server.grpc_address, work, order_seed=7))
     for job, result in list(zip(work, crowd, strict=True))[::8]:
         (alone,) = asyncio.run(run_all(server.grpc_address, [job], order_seed=0))

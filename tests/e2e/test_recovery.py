@@ -40,7 +40,7 @@ def stub_pid(server: TritonServer, model: str) -> int:
             continue
         try:
             command = (folder / "cmdline").read_bytes()
-            alive = os.getpgid(int(folder.name)) == group and b"Z" != (folder / "stat").read_bytes().rsplit(b") ", 1)[1][:1]
+            alive = os.getpgid(int(folder.name)) == group and (folder / "stat").read_bytes().rsplit(b") ", 1)[1][:1] != b"Z"
         except OSError:
             continue
         if alive and b"triton_python_backend_stub" in command and f"/{model}/1/model.py".encode() in command:
