@@ -71,7 +71,8 @@ class ScriptedDrafter:
         return StepResult(rows, 1, SESSION_NS_PER_CALL * max(call.num_steps, 1), self.slots - len(self.held), self.slots)
 
     def _answer(self, row: StepRow, call: StepCall) -> RowResult:
-        if not 1 <= len(row.tokens) <= self.max_step_tokens or not 1 <= row.num_committed <= len(row.tokens):
+        most = self.max_step_tokens - max(0, call.num_steps - 1)
+        if not 1 <= len(row.tokens) <= most or not 1 <= row.num_committed <= len(row.tokens):
             raise AssertionError(f"{self.name} got a malformed row: {row}")
         held = self.held.get(row.request_uid, ())
         if len(held) < row.prefix_len:

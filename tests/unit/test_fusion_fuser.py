@@ -249,19 +249,21 @@ def test_needs_prefill_below_the_row_reports_cached_len_and_catches_up_next_roun
     assert got.tree.source.tolist() == [1, 1, 1]
 
 
-def test_reload_in_the_middle_heals_within_the_round() -> None:
-    steady, reloaded = ScriptedDrafter("a", counts()), ScriptedDrafter("b", counts(2, 0.9), forgets=frozenset({1}), max_step_tokens=3)
-    (got,) = draft(fusion_of(steady, reloaded), row([1.0, 1.0], 3, (1, 2, 3))).rows
-    assert got.tree.tokens.tolist() == [5, 7, 9]
+@pytest.mark.parametrize(
+    ("max_step_tokens", "lost_at", "calls"),
+    [
+        (6, 1, [(1, (1, 2, 3, 4)), (1, (4, 6)), (1, (1, 2, 3, 4, 6)), (1, (4, 6, 8))]),
+        (4, 2, [(0, (1, 2, 3)), (1, (4,)), (1, (4, 6)), (0, (1, 2, 3)), (1, (4, 6)), (1, (4, 6, 8))]),
+    ],
+)
+def test_reload_in_the_middle_heals_within_the_round(max_step_tokens: int, lost_at: int, calls: list[tuple[int, Context]]) -> None:
+    steady = ScriptedDrafter("a", counts())
+    reloaded = ScriptedDrafter("b", counts(2, 0.9), forgets=frozenset({lost_at}), max_step_tokens=max_step_tokens)
+    (got,) = draft(fusion_of(steady, reloaded), row([1.0, 1.0], 3, (1, 2, 3, 4))).rows
+    assert got.tree.tokens.tolist() == [6, 8, 10]
     assert got.drafter_status.tolist() == [RowStatus.OK, RowStatus.OK]
-    # Lost at the second point: one chunk without sampling, the point again, and on.
-    assert [(call.num_steps, call.sent[0]) for call in reloaded.calls] == [
-        (1, (1, 2, 3)),
-        (1, (3, 5)),
-        (0, (1, 2)),
-        (1, (3, 5)),
-        (1, (3, 5, 7)),
-    ]
+    # The point is repeated from the tokens that this round carries (in chunks where they are many), then it goes on.
+    assert [(call.num_steps, call.sent[0]) for call in reloaded.calls] == calls
     assert num_steps(steady) == [1, 1, 1]
 
 
@@ -269,7 +271,7 @@ def test_a_drafter_that_keeps_forgetting_sits_out() -> None:
     drafter = ScriptedDrafter("a", counts(), forgets=frozenset(range(99)), max_step_tokens=2)
     (got,) = draft(fusion_of(drafter), row([1.0], 2, (1, 2, 3, 4))).rows
     assert got.drafter_status.tolist() == [RowStatus.NEEDS_PREFILL]
-    assert [(call.num_steps, call.prefix_lens) for call in drafter.calls] == [(0, (0,)), (2, (2,)), (0, (0,)), (2, (2,))]
+    assert [(call.num_steps, call.prefix_lens) for call in drafter.calls] == [(0, (0,)), (0, (2,)), (0, (0,)), (0, (2,))]
     assert got.cached_len.tolist() == [0]
 
 

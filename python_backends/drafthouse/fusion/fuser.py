@@ -55,7 +55,7 @@ class CollaborativeFusion:
             for lane, ledger in zip(lanes, self._ledgers, strict=True)
             if call.release_uids and not lane.seats and not (rows and ledger.is_lost)
         ]
-        _, session_ns = await asyncio.gather(_slowest(idle), self._run(lanes, rows)) if idle else (0, await self._run(lanes, rows))
+        session_ns = await _slowest([self._run(lanes, rows), *idle])
         return DraftResult([row.result(len(lanes)) for row in rows], session_ns)
 
     def _open_lanes(self, rows: Sequence[RowDraft]) -> list[DrafterLane]:
@@ -95,7 +95,18 @@ class CollaborativeFusion:
 
 
 async def _slowest(parts: Sequence[Coroutine[Any, Any, int]]) -> int:
-    """Run all at once; the largest of their session times in ns, 0 when there are none."""
-    if len(parts) == 1:  # no task needed: this saves as much as the rest of a fusion point costs
-        return await parts[0]
-    return max(await asyncio.gather(*parts)) if parts else 0
+    """Run all at once; the largest of their session times in ns, 0 when there are none.
+
+    The first one needs no task of its own, which makes two drafters twice as cheap to run as with `asyncio.gather`.
+    """
+    if not parts:
+        return 0
+    tasks = [asyncio.ensure_future(part) for part in parts[1:]]
+    try:
+        longest = await parts[0]
+        for task in tasks:
+            longest = max(longest, await task)
+    finally:
+        for task in tasks:
+            task.cancel()  # only does something when this round itself was cancelled
+    return longest

@@ -97,11 +97,12 @@ class DrafterLane:
 
     def _chunk_len(self, seat: Seat) -> int:
         """Tokens to take in before this seat may draft; a seat that only takes in gets everything this way."""
-        row, limit = seat.row, self._max_step_tokens
-        num_left = row.end_position - seat.position
-        if row.num_draft_tokens == 0:
-            return min(limit, num_left)
-        return min(limit, num_left - 1) if num_left + len(row.trunk) > limit else 0
+        num_left = seat.row.end_position - seat.position
+        if seat.row.num_draft_tokens == 0:
+            return min(self._max_step_tokens, num_left)
+        # A drafting call carries the tail and either the trunk so far or what the engine appends to it by itself.
+        num_drafted = max(other.row.num_draft_tokens for other in self.seats) - 1
+        return min(self._max_step_tokens, num_left - 1) if num_left + num_drafted > self._max_step_tokens else 0
 
     def _took_in(self, seat: Seat, answer: RowResult) -> None:
         seat.status = RowStatus.OK

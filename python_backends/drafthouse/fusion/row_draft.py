@@ -119,23 +119,22 @@ class RowDraft:
     def result(self, num_drafters: int) -> DraftRowResult:
         """The round's outcome for this request."""
         branches = select_branches(self.trunk, self._offered, self.max_branches) if self.max_branches else []
-        result = DraftRowResult(
-            tree=build_tree(self.trunk, branches),
-            drafter_status=np.full(num_drafters, RowStatus.ABSENT, np.int32),
-            cached_len=np.zeros(num_drafters, np.int32),
-            proposals=np.full((num_drafters, len(self.trunk)), NO_TOKEN, np.int32),
-            proposal_probs=np.zeros((num_drafters, len(self.trunk)), np.float32),
-            prompt_logprob=np.zeros(num_drafters, np.float32),
-            num_scored=np.zeros(num_drafters, np.int32),
-        )
+        status, cached_len, num_scored = ([blank] * num_drafters for blank in (int(RowStatus.ABSENT), 0, 0))
+        score = [0.0] * num_drafters
+        proposals = [[NO_TOKEN] * len(self.trunk) for _ in range(num_drafters)]
+        probs = [[0.0] * len(self.trunk) for _ in range(num_drafters)]
         for seat in self.seats:
-            drafter, num_proposed = seat.drafter, len(seat.proposed)
-            result.drafter_status[drafter] = seat.status
-            result.cached_len[drafter] = seat.cached_len
-            result.prompt_logprob[drafter] = seat.score
-            result.num_scored[drafter] = seat.num_scored
-            if num_proposed:
-                tokens, probs = zip(*seat.proposed, strict=True)
-                result.proposals[drafter, :num_proposed] = tokens
-                result.proposal_probs[drafter, :num_proposed] = probs
-        return result
+            drafter = seat.drafter
+            status[drafter], cached_len[drafter] = seat.status, seat.cached_len
+            score[drafter], num_scored[drafter] = seat.score, seat.num_scored
+            for position, (token, prob) in enumerate(seat.proposed):
+                proposals[drafter][position], probs[drafter][position] = token, prob
+        return DraftRowResult(
+            tree=build_tree(self.trunk, branches),
+            drafter_status=np.array(status, np.int32),
+            cached_len=np.array(cached_len, np.int32),
+            proposals=np.array(proposals, np.int32),
+            proposal_probs=np.array(probs, np.float32),
+            prompt_logprob=np.array(score, np.float32),
+            num_scored=np.array(num_scored, np.int32),
+        )
