@@ -36,6 +36,8 @@ def server_arguments(config: ServerConfig, installation: Installation, run: RunI
         f"--metrics-address={config.host}",
         f"--metrics-port={ports.metrics}",
         f"--exit-timeout-secs={config.exit_timeout_s}",
+        # Our configurations are complete; completing them would start every model's Python one more time (1.1 s each).
+        "--disable-auto-complete-config",
         f"--log-verbose={config.log_verbose_level}",
         # An open load call runs foreign code: it may carry a model.py. The others read or write memory and files.
         f"--http-restricted-api={RESTRICTED_APIS}:{CONTROL_HEADER}={key}",

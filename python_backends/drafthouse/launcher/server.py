@@ -148,14 +148,23 @@ class TritonServer:
         return self._process is not None and self._process.poll() is None
 
     def load_model(self, name: str, config_override: Mapping[str, Any] | None = None) -> None:
-        """Loads or reloads a model; returns when it serves. An override is merged into the configuration it runs with
-        (see `merge_config`), which needs the model to be loaded; without one, config.pbtxt is read again.
+        """Loads a model; returns when it serves. An override is merged into the configuration it runs with (see
+        `merge_config`), which needs the model to be loaded, and always starts it anew. Without one Triton does nothing
+        when the model is loaded and its files are unchanged: `reload_model` is the call that starts it anew.
 
         Errors: LaunchError (UNAVAILABLE) with the server's reason.
         """
         control = self._control()
         config = None if config_override is None else merge_config(control.model_config(name), config_override)
         control.load(name, config, self.config.startup_timeout_s)
+
+    def reload_model(self, name: str) -> None:
+        """Unloads and loads a model, with the configuration in its file: undoes overrides and revives a dead model process.
+
+        Errors: LaunchError (UNAVAILABLE) with the server's reason.
+        """
+        self.unload_model(name)
+        self.load_model(name)
 
     def unload_model(self, name: str) -> None:
         """Unloads a model. Errors: LaunchError (UNAVAILABLE) with the server's reason."""

@@ -14,6 +14,9 @@ _MAX_LINES = 60
 _MAX_LINE_LENGTH = 400
 # `I1120 09:28:56.123456 4242 file.cc:12] "text"`, or a stub's own logger; anything else continues the line before.
 _RECORD = re.compile(r"^[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ |^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ [IWEF] ")
+_ERROR = re.compile(r"^[EF]\d{4} |^\d{4}-\d\d-\d\dT\S+ [EF] |^tritonserver: |^error: ", re.IGNORECASE)
+_NO_GPU = "CudaDriverHelper has not been initialized"
+"""Logged as an error on every machine without a GPU."""
 _FAILED_LOAD = re.compile(r"failed to load '(?P<model>[^']+)'")
 _LOADED = re.compile(r"successfully loaded '(?P<model>[^']+)'")
 
@@ -37,7 +40,7 @@ def loaded_models(log_file: Path) -> set[str]:
 
 def error_lines(log_file: Path) -> tuple[str, ...]:
     """The first lines of each error, one block per model; where no model failed, every error or the last lines of the log."""
-    records = [record for record in _records(_read(log_file)) if record[0][0] in "EF" or " E " in record[0][:24]]
+    records = [record for record in _records(_read(log_file)) if _is_error(record[0])]
     by_model: dict[str, list[str]] = {}
     for record in records:
         match = _FAILED_LOAD.search("\n".join(record))
@@ -46,6 +49,10 @@ def error_lines(log_file: Path) -> tuple[str, ...]:
     chosen = list(by_model.values()) or records
     lines = [line[:_MAX_LINE_LENGTH] for record in chosen for line in _shorten(record)]
     return tuple(lines[:_MAX_LINES]) or tuple(line[:_MAX_LINE_LENGTH] for line in _read(log_file).splitlines()[-5:])
+
+
+def _is_error(line: str) -> bool:
+    return bool(_ERROR.match(line)) and _NO_GPU not in line
 
 
 def _shorten(record: list[str]) -> list[str]:

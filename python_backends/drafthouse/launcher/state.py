@@ -9,6 +9,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def base_folder() -> Path:
     Errors: LaunchError (INVALID_ARG) when somebody else owns the place: whoever owns it could read or plant a key.
     """
     folder = Path(tempfile.gettempdir()) / f"drafthouse-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise LaunchError("INVALID_ARG", field="TMPDIR", value=folder, allowed="a place where this folder is yours alone (mode 0700)")

@@ -1,0 +1,53 @@
+"""Servers for the end-to-end tests: real tritonserver processes on free ports of the loopback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from drafthouse.launcher import TritonServer
+from e2e.support import FIXTURES, free_port_config
+
+HERE = Path(__file__).parent
+REPOSITORY_VARIABLE = "DRAFTHOUSE_TEST_REPOSITORY"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder talks to a real server."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.e2e)
+
+
+@pytest.fixture(scope="session")
+def repository_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model repository that `server` serves: the folder named by DRAFTHOUSE_TEST_REPOSITORY, else the echo model."""
+    named = os.environ.get(REPOSITORY_VARIABLE)
+    if named is not None:
+        return Path(named)
+    repository = tmp_path_factory.mktemp("repository")
+    shutil.copytree(FIXTURES / "echo", repository / "echo")
+    return repository
+
+
+@pytest.fixture(scope="session")
+def server(repository_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """One running server for all tests; leave it as you found it."""
+    with TritonServer(free_port_config(repository_dir, log_dir=tmp_path_factory.mktemp("log"))) as running:
+        yield running
+
+
+@pytest.fixture
+def make_repository(tmp_path: Path) -> Callable[..., Path]:
+    """Builds a repository of models from `fixtures/`, by name."""
+
+    def make(*models: str) -> Path:
+        for model in models:
+            shutil.copytree(FIXTURES / model, tmp_path / "models" / model)
+        return tmp_path / "models"
+
+    return make
