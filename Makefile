@@ -11,7 +11,9 @@ SHELL       := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
 
-PYTHON      ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
+# Run and not only looked up: a version manager may have a name on PATH that leads to no Python.
+PYTHON      ?= $(shell for python in python3.11 python3.12 python3; do $$python -c $(SUPPORTED) 2>/dev/null && echo $$python && break; done)
+SUPPORTED    = 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))'
 VENV        ?= .venv
 BIN         := $(VENV)/bin
 PYTHON_TAG   = $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
@@ -55,9 +57,9 @@ install: $(VENV)/.installed-serve
 install-dev: $(VENV)/.installed-dev
 
 $(BIN)/python:
+	@test -n "$(PYTHON)" && $(PYTHON) -c $(SUPPORTED) \
+	  || { echo "error: found no Python 3.11 or 3.12; install one, or run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo "==> creating $(VENV) with $(PYTHON)"
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
-	  || { echo "error: $(PYTHON) is not Python 3.11 or 3.12; run: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed-serve: $(BIN)/python pyproject.toml deploy/locks/py311-serve.txt deploy/locks/py312-serve.txt
