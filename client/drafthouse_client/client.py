@@ -85,6 +85,10 @@ class Client:
         """The drafters' names in the order that `Chunk.token_sources` counts them."""
         return drafters_of(self._unary(self._stub.ModelConfig, pb.ModelConfigRequest(name=self._model)))
 
+    def server_version(self) -> str:
+        """Triton's own version, e.g. "2.51.0"."""
+        return str(self._unary(self._stub.ServerMetadata, pb.ServerMetadataRequest()).version)
+
     def ready(self) -> bool:
         """True when the model answers; False (never an exception) while it does not."""
         try:

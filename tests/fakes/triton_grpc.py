@@ -110,6 +110,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         answer.config.parameters["drafters"].string_value = self.drafters
         return answer
 
+    def ServerMetadata(self, request: pb.ServerMetadataRequest, context: grpc.ServicerContext) -> pb.ServerMetadataResponse:
+        """A version nobody released."""
+        return pb.ServerMetadataResponse(name="triton", version="0.0.1")
+
     def ModelReady(self, request: pb.ModelReadyRequest, context: grpc.ServicerContext) -> pb.ModelReadyResponse:
         """Always ready."""
         return pb.ModelReadyResponse(ready=True)

@@ -179,6 +179,7 @@ def test_stats_and_drafters() -> None:
             assert client.stats() == {"mode": "collaborative", "rounds": 3}
             assert client.drafters() == ("code", "math")
             assert client.ready()
+            assert client.server_version() == "0.0.1"
 
         async def run() -> tuple[dict[str, object], tuple[str, ...], bool]:
             async with AsyncClient(url) as client:

@@ -1,0 +1,84 @@
+"""The server's counters: read as JSON, compared before and after a block."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from drafthouse_client import Client
+
+_IDLE_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What grows with every round; differences of two readings describe what lies between them.
+
+    ``verified_rows`` counts one per request and round: at concurrency 1 it equals ``rounds``.
+    """
+
+    rounds: int = 0
+    verified_rows: int = 0
+    emitted_tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    draft_session_ns: int = 0  # inside the drafters' sessions, on the critical path of the round
+    verify_session_ns: int = 0  # inside the target's session
+    round_wall_ns: int = 0
+
+    def __add__(self, other: "Counters") -> "Counters":
+        return Counters(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)})
+
+    def __sub__(self, other: "Counters") -> "Counters":
+        return Counters(**{field.name: getattr(self, field.name) - getattr(other, field.name) for field in fields(self)})
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStats:
+    """One reading of the server's statistics."""
+
+    mode: str
+    precision: str
+    counters: Counters
+    running: int
+    queue_len: int
+    slots_free: Mapping[str, int]  # by engine
+    slots_total: Mapping[str, int]
+
+    @property
+    def idle(self) -> bool:
+        """No request runs or waits."""
+        return self.running == 0 and self.queue_len == 0
+
+    @property
+    def leaked_slots(self) -> dict[str, int]:
+        """Slots held per engine; on an idle server every entry is a leak. Engines with none held are left out."""
+        held = {name: total - self.slots_free[name] for name, total in self.slots_total.items()}
+        return {name: count for name, count in held.items() if count}
+
+
+def parse_stats(raw: Mapping[str, Any]) -> ServerStats:
+    """A reading from the JSON of a ``stats_request``. Raises KeyError naming what the server left out."""
+    engines: Mapping[str, Mapping[str, int]] = raw["engines"]
+    return ServerStats(
+        mode=raw["mode"],
+        precision=raw["precision"],
+        counters=Counters(**{field.name: int(raw["counters"][field.name]) for field in fields(Counters)}),
+        running=raw["running"],
+        queue_len=raw["queue_len"],
+        slots_free={name: engine["slots_free"] for name, engine in engines.items()},
+        slots_total={name: engine["slots_total"] for name, engine in engines.items()},
+    )
+
+
+def read_when_idle(client: Client, timeout_s: float = 30.0) -> ServerStats:
+    """The statistics once no request runs or waits: a client sees its last token before the round is booked.
+
+    After ``timeout_s`` the reading is returned as it is; the caller checks `ServerStats.idle`.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        stats = parse_stats(client.stats())
+        if stats.idle or time.monotonic() > deadline_s:
+            return stats
+        time.sleep(_IDLE_POLL_S)
