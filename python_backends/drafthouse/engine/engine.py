@@ -1,0 +1,107 @@
+"""The engine: ``step`` and ``release`` over any ``Session``.
+
+The life of a step call: check each row → give it a slot and see what its cache already holds → split the rows into network calls → run
+them, choosing a token at every output node → answer in the caller's order.
+"""
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from drafthouse.core.errors import invalid
+from drafthouse.engine.batch import DraftShape, Task, plan_runs
+from drafthouse.engine.buckets import TokenBuckets, measure_lengths
+from drafthouse.engine.contract import EngineLimits, RowResult, RowStatus, StepCall, StepResult, StepRow
+from drafthouse.engine.manifest import EngineManifest, read_manifest
+from drafthouse.engine.onnx_session import OnnxSession
+from drafthouse.engine.options import EngineOptions
+from drafthouse.engine.rows import RowChecker
+from drafthouse.engine.runner import Runner, empty_result
+from drafthouse.engine.session import Session
+from drafthouse.engine.slots import SlotTable
+from drafthouse.sampling.vocabulary import read_token_bytes
+
+TOKENIZER_NAME = "tokenizer.json"
+_EPOCH_BITS = 62  # positive as int64
+
+
+class ModelEngine:
+    """An ``Engine`` over one session. Calls come one at a time: the caller serialises them."""
+
+    def __init__(self, session: Session, manifest: EngineManifest, options: EngineOptions, token_bytes: Sequence[bytes] = ()) -> None:
+        """``token_bytes`` by token id; without them a row with ``bad_words`` is refused."""
+        self._session = session
+        self._limits = EngineLimits(manifest.max_step_tokens, manifest.usable_context, manifest.vocab_size, options.slots)
+        self._checker = RowChecker(self._limits, bool(token_bytes))
+        self._slots = SlotTable(options.slots, manifest.context_len)
+        self._runner = Runner(session, manifest, options.min_step_tokens, token_bytes)
+        self._epoch = secrets.randbits(_EPOCH_BITS)
+        cost_ms = measure_lengths(self._runner.rehearse, options.min_step_tokens, manifest.max_step_tokens, options.calibration_ms)
+        self.buckets = TokenBuckets(options.min_step_tokens, manifest.max_step_tokens, cost_ms)
+
+    @property
+    def limits(self) -> EngineLimits:
+        return self._limits
+
+    @property
+    def pool_bytes(self) -> int:
+        """Size of the key/value pool."""
+        return self._session.pool_bytes
+
+    def step(self, call: StepCall) -> StepResult:
+        """Runs every row of ``call``; see the contract. A runtime failure is an ERROR of the rows that shared the network call."""
+        self._runner.session_ns = 0
+        answers: dict[int, RowResult] = {}
+        tasks: list[Task] = []
+        seen: set[int] = set()
+        for index, row in enumerate(call.rows):
+            admitted = self._admit(index, row, call, seen)
+            if isinstance(admitted, Task):
+                tasks.append(admitted)
+            else:
+                answers[index] = admitted
+        for run in plan_runs(tasks, self.buckets):
+            for task, answer in zip(run.tasks, self._runner.run(run, call), strict=True):
+                answers[task.index] = answer
+        return self._result([answers[index] for index in range(len(call.rows))])
+
+    def release(self, request_uids: Sequence[int]) -> None:
+        """Frees the slots of these requests; unknown ones are ignored."""
+        self._slots.release(request_uids)
+
+    def status(self) -> StepResult:
+        """Epoch and slot counts."""
+        self._runner.session_ns = 0
+        return self._result([])
+
+    def _result(self, rows: Sequence[RowResult]) -> StepResult:
+        return StepResult(rows, self._epoch, self._runner.session_ns, self._slots.num_free, self._slots.num_slots)
+
+    def _admit(self, index: int, row: StepRow, call: StepCall, seen: set[int]) -> Task | RowResult:
+        problem = self._checker.problem(row, call)
+        if not problem and row.request_uid in seen:
+            problem = str(invalid("request_uid", row.request_uid, "each request once per call"))
+        seen.add(row.request_uid)
+        if problem:
+            return empty_result(RowStatus.ERROR, self._slots.cached_len(row.request_uid), problem)
+        entry = self._slots.admit(row)
+        if isinstance(entry, RowStatus):
+            return empty_result(entry, self._slots.cached_len(row.request_uid))
+        # The last committed token is always computed; all of them when they are to be scored, so that a repeated call scores the same.
+        reused, path = entry.reusable(row, 0 if call.return_prompt_logprob else row.num_committed - 1)
+        moved = entry.keep_path(path, row, reused)
+        if moved is not None:
+            self._session.copy_rows(entry.slot, *moved)
+        return Task(index, row, entry, reused, DraftShape.of(row))
+
+
+def load_engine(folder: Path, options: EngineOptions) -> ModelEngine:
+    """Loads the engine in ``folder``: ``engine.json``, ``model.onnx``, and ``tokenizer.json`` where bad words are to be obeyed.
+
+    Raises ClientError naming the file, or the entry, that is missing or wrong.
+    """
+    manifest = read_manifest(folder)
+    session = OnnxSession(folder, manifest, options.slots, options.num_threads)
+    tokenizer = folder / TOKENIZER_NAME
+    token_bytes = read_token_bytes(tokenizer, manifest.vocab_size) if tokenizer.is_file() else ()
+    return ModelEngine(session, manifest, options, token_bytes)

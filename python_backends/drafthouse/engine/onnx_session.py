@@ -1,0 +1,134 @@
+"""ONNX Runtime on the CPU, its cache bound in place: a call writes its new rows into the pool and copies nothing else."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    EPFail,
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    InvalidProtobuf,
+    NoSuchFile,
+    NotFound,
+    NotImplemented,
+    RuntimeException,
+)
+
+from drafthouse.core.errors import invalid
+from drafthouse.engine.contract import EngineError
+from drafthouse.engine.manifest import EngineManifest
+
+MODEL_NAME = "model.onnx"
+_BINDINGS_KEPT = 128
+# ONNX Runtime's exceptions share no base class of their own.
+_RUNTIME_ERRORS = (EPFail, Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile, NotFound, NotImplemented, RuntimeException)
+
+
+@dataclass(slots=True)
+class OnnxStep:
+    """A ``BoundStep`` whose buffers are numpy arrays that the binding points to."""
+
+    input_ids: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+    write_indices: NDArray[np.int64]
+    attn_mask: NDArray[np.bool_]
+    logits: NDArray[np.float32]
+    session: ort.InferenceSession
+    binding: ort.IOBinding
+
+    def run(self) -> None:
+        try:
+            self.session.run_with_iobinding(self.binding)
+        except _RUNTIME_ERRORS as error:
+            raise EngineError(f"ONNX Runtime failed: {error}") from error
+
+
+class OnnxSession:
+    """A ``Session`` over ``model.onnx``."""
+
+    def __init__(self, folder: Path, manifest: EngineManifest, slots: int, num_threads: int) -> None:
+        self._manifest = manifest
+        self._session = _open(folder / MODEL_NAME, num_threads)
+        _check_inputs(self._session, manifest)
+        shape = (2 * manifest.num_layers, slots, manifest.num_kv_heads, manifest.context_len, manifest.head_dim)
+        # Zeroed pages come from the system when they are first touched: an unused slot takes no memory.
+        self._pool = np.zeros(shape, np.float32)
+        self._bound: OrderedDict[tuple[int, int, int], OnnxStep] = OrderedDict()
+
+    @property
+    def pool_bytes(self) -> int:
+        return self._pool.nbytes
+
+    def bind(self, first_slot: int, num_rows: int, num_tokens: int) -> OnnxStep:
+        key = (first_slot, num_rows, num_tokens)
+        step = self._bound.get(key)
+        if step is None:
+            step = self._bound[key] = self._new_step(first_slot, num_rows, num_tokens)
+            if len(self._bound) > _BINDINGS_KEPT:
+                self._bound.popitem(last=False)
+        else:
+            self._bound.move_to_end(key)
+        return step
+
+    def copy_rows(self, slot: int, sources: NDArray[np.int64], destinations: NDArray[np.int64]) -> None:
+        self._pool[:, slot, :, destinations] = self._pool[:, slot, :, sources]
+
+    def clear_slot(self, slot: int) -> None:
+        self._pool[:, slot] = 0
+
+    def _new_step(self, first_slot: int, num_rows: int, num_tokens: int) -> OnnxStep:
+        manifest = self._manifest
+        inputs: dict[str, NDArray[np.generic]] = {
+            "input_ids": np.zeros((num_rows, num_tokens), np.int64),
+            "position_ids": np.zeros((num_rows, num_tokens), np.int64),
+            "write_indices": np.zeros(num_rows, np.int64),
+            "attn_mask": np.zeros((num_rows, 1, num_tokens, manifest.context_len), np.bool_),
+        }
+        logits = np.zeros((num_rows, num_tokens, manifest.vocab_size), np.float32)
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        shape = (num_rows, *self._pool.shape[2:])
+        for layer in range(manifest.num_layers):
+            for side_index, side in enumerate("kv"):
+                address = self._pool[2 * layer + side_index, first_slot:].ctypes.data
+                binding.bind_input(f"past_{side}_{layer}", "cpu", 0, np.float32, shape, address)
+                binding.bind_output(f"present_{side}_{layer}", "cpu", 0, np.float32, shape, address)
+        return OnnxStep(**inputs, logits=logits, session=self._session, binding=binding)  # type: ignore[arg-type]
+
+
+def _open(file: Path, num_threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    # Spinning threads steal the cores that drafters and target share.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except _RUNTIME_ERRORS as error:
+        raise invalid(MODEL_NAME, str(file), f"a model that this ONNX Runtime ({ort.__version__}) can load: {error}") from error
+
+
+def _check_inputs(session: ort.InferenceSession, manifest: EngineManifest) -> None:
+    """The file and its manifest must speak of the same network: a mix-up would write past the pool."""
+    cache = [manifest.num_kv_heads, manifest.context_len, manifest.head_dim]
+    expected = {f"past_{side}_{layer}": cache for layer in range(manifest.num_layers) for side in "kv"}
+    found = {value.name: list(value.shape[1:]) for value in session.get_inputs() if value.name.startswith("past_")}
+    if found != expected:
+        raise invalid(MODEL_NAME, _first_difference(found, expected), "the caches that engine.json describes: rebuild the engine")
+    vocab_size = next((value.shape[-1] for value in session.get_outputs() if value.name == "logits"), None)
+    if vocab_size != manifest.vocab_size:
+        raise invalid(MODEL_NAME, f"logits of width {vocab_size}", f"vocab_size={manifest.vocab_size}: rebuild the engine")
+
+
+def _first_difference(found: dict[str, list[int]], expected: dict[str, list[int]]) -> str:
+    names: Iterable[str] = sorted(found.keys() | expected.keys())
+    return next(f"{name}: {found.get(name)} for {expected.get(name)}" for name in names if found.get(name) != expected.get(name))

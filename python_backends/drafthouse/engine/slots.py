@@ -1,0 +1,147 @@
+"""Who owns which cache slot, and how much of a slot's cache a new call can use again.
+
+An entry remembers the tokens behind its cache: the committed chain, and the draft nodes of the last call that lie behind it. A caller
+that accepted some of those drafts simply sends them as committed tokens: they are recognised by their token ids and not computed again.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drafthouse.core.tree import ROOT
+from drafthouse.engine.contract import RowStatus, StepRow
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class CacheEntry:
+    """One request's slot. Cache row i holds committed token i; row ``committed_len + j`` holds draft node j."""
+
+    slot: int
+    tokens: NDArray[np.int32]  # [S], valid up to committed_len
+    committed_len: int = 0
+    draft_tokens: list[int] = field(default_factory=list)
+    draft_parents: list[int] | None = None  # index of a draft node or ROOT; None = a chain
+
+    def reusable(self, row: StepRow, most: int) -> tuple[int, list[int]]:
+        """How many of the row's first tokens are cached (at most ``most``), and the draft nodes that hold the last of them."""
+        start = row.prefix_len
+        overlap = min(self.committed_len - start, most)
+        if overlap > 0:
+            differs = self.tokens[start : start + overlap] != row.tokens[:overlap]
+            if differs.any():
+                return int(differs.argmax()), []
+        if overlap == most or not self.draft_tokens:
+            return overlap, []
+        path = self._draft_path(row.tokens[overlap:most].tolist())
+        return overlap + len(path), path
+
+    def keep_path(self, path: Sequence[int], row: StepRow, reused: int) -> tuple[IntArray, IntArray] | None:
+        """Makes the first ``reused`` tokens of ``row`` the committed chain and forgets all drafts.
+
+        Returns the cache rows to copy (from, to) where the accepted path does not lie there already.
+        """
+        before = self.committed_len
+        self.tokens[row.prefix_len : row.prefix_len + reused] = row.tokens[:reused]
+        self.committed_len = row.prefix_len + reused
+        self.forget_drafts()
+        if not path or path[-1] == len(path) - 1:
+            return None
+        return before + np.array(path, np.int64), before + np.arange(len(path))
+
+    def commit(self, row: StepRow) -> None:
+        """Records that all of the row's tokens are in the cache now."""
+        end = row.prefix_len + row.num_committed
+        self.tokens[row.prefix_len : end] = row.tokens[: row.num_committed]
+        self.committed_len = end
+        self.draft_tokens = row.tokens[row.num_committed :].tolist()
+        shift = row.num_committed
+        self.draft_parents = None if row.parents is None else (row.parents[shift:] - shift).tolist()
+
+    def extend_draft(self, token: int) -> None:
+        """Appends a self-extended token to the draft chain."""
+        self.draft_parents = None
+        self.draft_tokens.append(token)
+
+    def forget_drafts(self) -> None:
+        self.draft_tokens = []
+        self.draft_parents = None
+
+    def forget_all(self) -> None:
+        self.committed_len = 0
+        self.forget_drafts()
+
+    def draft_paths(self) -> list[list[int]]:
+        """For every draft node the tokens from the first draft token down to the node's own."""
+        paths: list[list[int]] = []
+        for node, token in enumerate(self.draft_tokens):
+            parent = node - 1 if self.draft_parents is None else self.draft_parents[node]
+            paths.append([*(paths[parent] if parent != ROOT else []), token])
+        return paths
+
+    def _draft_path(self, tokens: Sequence[int]) -> list[int]:
+        """Draft nodes that spell the longest possible beginning of ``tokens``."""
+        if self.draft_parents is None:
+            length = 0
+            for sent, held in zip(tokens, self.draft_tokens, strict=False):
+                if sent != held:
+                    break
+                length += 1
+            return list(range(length))
+        child_of = {(parent, token): node for node, (parent, token) in enumerate(zip(self.draft_parents, self.draft_tokens, strict=True))}
+        path: list[int] = []
+        for token in tokens:
+            node = child_of.get((path[-1] if path else ROOT, token))
+            if node is None:
+                break
+            path.append(node)
+        return path
+
+
+class SlotTable:
+    """Gives the lowest free slot to each new request, so that the slots in use stay close together."""
+
+    def __init__(self, num_slots: int, context_len: int) -> None:
+        self.num_slots = num_slots
+        self._context_len = context_len
+        self._entries: dict[int, CacheEntry] = {}
+        self._by_slot: dict[int, CacheEntry] = {}
+        self._free = list(range(num_slots))
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def cached_len(self, request_uid: int) -> int:
+        """Committed tokens held for a request; 0 for an unknown one."""
+        entry = self._entries.get(request_uid)
+        return entry.committed_len if entry else 0
+
+    def entry_in(self, slot: int) -> CacheEntry | None:
+        """The entry that owns ``slot``, None when it is free."""
+        return self._by_slot.get(slot)
+
+    def admit(self, row: StepRow) -> CacheEntry | RowStatus:
+        """The entry for ``row``, new where the request is; or the reason why the row cannot run now."""
+        entry = self._entries.get(row.request_uid)
+        if entry is None:
+            if row.prefix_len > 0:
+                return RowStatus.NEEDS_PREFILL
+            if not self._free:
+                return RowStatus.NO_SLOT
+            slot = heapq.heappop(self._free)
+            entry = CacheEntry(slot, np.zeros(self._context_len, np.int32))
+            self._entries[row.request_uid] = self._by_slot[slot] = entry
+        return RowStatus.NEEDS_PREFILL if row.prefix_len > entry.committed_len else entry
+
+    def release(self, request_uids: Sequence[int]) -> None:
+        """Frees the slots of these requests; unknown ones are ignored."""
+        for request_uid in request_uids:
+            entry = self._entries.pop(request_uid, None)
+            if entry is not None:
+                del self._by_slot[entry.slot]
+                heapq.heappush(self._free, entry.slot)
