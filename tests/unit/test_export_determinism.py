@@ -1,0 +1,98 @@
+"""With T ≥ 2 a token's logits are the same bits whatever is computed beside it: what losslessness rests on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import pytest
+
+from drafthouse_build.config import parse_llama_config
+from drafthouse_build.llama import export_llama
+from drafthouse_build.quantize import quantize_weights
+from fakes.onnx_llama import FloatArray, OnnxLlama
+from fakes.tiny_llama import VOCAB_SIZE, random_weights, tiny_config
+
+NUM_ROWS = 8
+PROMPT_LEN = 21
+CHAIN_LEN = 24
+# 192 is not a multiple of the 64-value quantisation block times two, 80 not even of the block.
+SHAPES = {"grouped": {}, "wide": {"hidden_size": 192, "intermediate_size": 80}}
+
+
+@pytest.fixture(scope="module", params=[(shape, precision) for shape in SHAPES for precision in ("fp32", "int8")], ids="-".join)
+def llama(request: pytest.FixtureRequest) -> OnnxLlama:
+    shape, precision = request.param
+    config = tiny_config(**SHAPES[shape])
+    model: onnx.ModelProto = export_llama(parse_llama_config(config), random_weights(config), 64)
+    return OnnxLlama(quantize_weights(model) if precision == "int8" else model, NUM_ROWS)
+
+
+def tokens() -> np.ndarray:  # type: ignore[type-arg]
+    return np.random.default_rng(3).integers(1, VOCAB_SIZE, (NUM_ROWS, PROMPT_LEN + CHAIN_LEN))
+
+
+def run_chain(llama: OnnxLlama, row: int, batch: int, sizes: Sequence[int]) -> FloatArray:
+    """Prefills rows `row … row + batch`, then feeds the rest in steps of the given sizes; returns logits `[batch, sum(sizes), V]`."""
+    llama.cache[:] = 0
+    ids = tokens()[row : row + batch]
+    llama.step(row, ids[:, :PROMPT_LEN], [0] * batch)
+    outputs, start = [], PROMPT_LEN
+    for size in sizes:
+        outputs.append(llama.step(row, ids[:, start : start + size], [start] * batch))
+        start += size
+    return np.concatenate(outputs, axis=1)
+
+
+@pytest.mark.parametrize("size", [3, 4, 6, 8, 12, 24])
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 8])
+def test_chain_logits_do_not_depend_on_batch_and_step_size(llama: OnnxLlama, batch: int, size: int) -> None:
+    pairs = [2] * (CHAIN_LEN // 2)
+    found = run_chain(llama, 0, batch, [size] * (CHAIN_LEN // size))
+    for row in range(batch):
+        np.testing.assert_array_equal(found[row], run_chain(llama, row, 1, pairs)[0])
+
+
+def test_chain_logits_do_not_depend_on_the_cache_position_of_the_row(llama: OnnxLlama) -> None:
+    expected = run_chain(llama, 0, 8, [2] * 12)
+    found = np.concatenate([run_chain(llama, row, 1, [5, 7, 12]) for row in range(NUM_ROWS)])
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_chunked_prefill_gives_the_same_bits(llama: OnnxLlama) -> None:
+    ids = tokens()[:1]
+    llama.cache[:] = 0
+    whole = llama.step(0, ids, [0])
+    cache = llama.cache.copy()
+    llama.cache[:] = 0
+    edges = [0, 16, 18, 34, ids.shape[1]]
+    chunks = [llama.step(0, ids[:, begin:end], [begin]) for begin, end in itertools.pairwise(edges)]
+    np.testing.assert_array_equal(np.concatenate(chunks, axis=1), whole)
+    np.testing.assert_array_equal(llama.cache, cache)
+
+
+def test_neighbours_and_garbage_beyond_the_committed_length_do_not_matter(llama: OnnxLlama) -> None:
+    expected = run_chain(llama, 2, 1, [6, 6, 6, 6])
+    llama.cache[:] = 0
+    ids = tokens()
+    llama.step(2, ids[2:3, :PROMPT_LEN], [0])
+    llama.cache[:, :, 2, :, PROMPT_LEN:] = 1e3
+    llama.cache[:, :, [1, 3]] = -7
+    outputs = []
+    for start in range(PROMPT_LEN, PROMPT_LEN + CHAIN_LEN, 6):
+        # The row's neighbours are somewhere else in texts of their own.
+        batch = np.stack([ids[5, :6], ids[2, start : start + 6], ids[6, :6]])
+        outputs.append(llama.step(1, batch, [3, start, 40])[1])
+    np.testing.assert_array_equal(np.concatenate(outputs), expected[0])
+
+
+def test_a_padding_token_does_not_change_the_token_before_it(llama: OnnxLlama) -> None:
+    """The engine pads calls of one token to two."""
+    expected = run_chain(llama, 0, 1, [12, 12])[0]
+    llama.cache[:] = 0
+    ids = tokens()[0]
+    llama.step(0, [ids[:PROMPT_LEN]], [0])
+    found = [llama.step(0, [[ids[start], 0]], [start])[0, 0] for start in range(PROMPT_LEN, PROMPT_LEN + CHAIN_LEN)]
+    np.testing.assert_array_equal(np.stack(found), expected)
