@@ -90,13 +90,21 @@ class Completion:
     duration_s: float  # from sending the request to the end of its answer, on the client's clock
 
     @property
-    def num_rounds(self) -> int:
-        """Verifications behind the answer: each emits exactly one token of the target's own.
+    def num_verifications(self) -> int:
+        """Verification rounds behind the answer, read off the sources.
 
-        The last round may be cut short by ``max_tokens`` or a stop, hence the lower bound of one.
+        The first token is the prefill's; after it every verification ends in a token of the target's own, unless the
+        answer ended among its accepted draft tokens.
         """
-        own = sum(source == TARGET_SOURCE for source in self.token_sources)
-        return max(own, 1)
+        if not self.token_sources:
+            return 0
+        own = sum(source == TARGET_SOURCE for source in self.token_sources[1:])
+        return own + int(len(self.token_sources) > 1 and self.token_sources[-1] != TARGET_SOURCE)
+
+    @property
+    def tokens_per_verification(self) -> float:
+        """Mean tokens a verification emitted, its bonus token included; 0.0 when there was none."""
+        return (len(self.token_sources) - 1) / self.num_verifications if self.num_verifications else 0.0
 
     @property
     def tokens_per_s(self) -> float:

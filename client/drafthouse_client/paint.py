@@ -113,8 +113,8 @@ def _stats_parts(completion: Completion, ttft_s: float | None) -> Iterator[str]:
     yield f"{completion.tokens_per_s:.1f} tokens/s"
     if ttft_s is not None:
         yield f"first after {1e3 * ttft_s:.0f} ms"
-    if completion.token_sources:
-        yield f"{completion.num_output_tokens / completion.num_rounds:.2f} tokens per round"
+    if completion.num_verifications:
+        yield f"{completion.tokens_per_verification:.2f} tokens per round"
     if completion.perf is not None and completion.perf.total_draft_tokens:
         perf = completion.perf
         yield f"{perf.total_accepted_draft_tokens} of {perf.total_draft_tokens} draft tokens accepted"

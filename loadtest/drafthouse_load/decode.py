@@ -67,6 +67,7 @@ def add_decode_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=default.top_p, help="(default: %(default)s)")
     parser.add_argument("--cycles", type=int, default=default.cycles, help="times A B B A over the modes (default: %(default)s)")
     add_options(parser)
+    parser.add_argument("--repository", dest="model_repository", type=Path, metavar="DIR", help="short for --model-repository")
 
 
 def run_decode(args: argparse.Namespace, console: Console) -> int:

@@ -70,6 +70,7 @@ def add_soak_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=default.seed, help="of prompts, options and cancels (default: %(default)s)")
     parser.add_argument("--prompts", type=Path, metavar="FILE.jsonl", help="lines of {domain, prompt} (default: a small set of our own)")
     add_options(parser)
+    parser.add_argument("--repository", dest="model_repository", type=Path, metavar="DIR", help="short for --model-repository")
 
 
 def run_soak(args: argparse.Namespace, console: Console) -> int:

@@ -160,16 +160,16 @@ PERF: dict[str, object] = {
 
 
 def two_chunks() -> Sequence[pb.ModelStreamInferResponse]:
-    """A short completion: two rounds, two accepted draft tokens, one of each drafter."""
+    """A short completion: the prefill's token, a verification that emitted two, one that emitted one."""
     return (
         response(
             text_output="ab",
             output_ids=(5, 6),
-            token_sources=(0, -1),
+            token_sources=(-1, 0),
             num_output_tokens=2,
             num_input_tokens=3,
             output_log_probs=(-0.5, -0.25),
         ),
-        response(text_output="c", output_ids=(7, 8), token_sources=(1, -1), num_output_tokens=2, finish_reason="length", **PERF),
+        response(text_output="c", output_ids=(7, 8), token_sources=(-1, -1), num_output_tokens=2, finish_reason="length", **PERF),
         final(),
     )

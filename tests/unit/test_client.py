@@ -8,6 +8,7 @@ import pytest
 
 from drafthouse.core.errors import ErrorCode, invalid
 from drafthouse_client import AsyncClient, Chunk, Client, Completion, GenerateOptions, ServerSideError
+from drafthouse_client.completion import join_chunks
 from drafthouse_client.errors import parse_error
 from fakes.triton_grpc import FakeTriton, endless, error, final, response, scripted, serving, two_chunks
 
@@ -51,8 +52,8 @@ def test_a_completion_joins_its_chunks(generate: Generate) -> None:
         completion = generate(url, "hello", GenerateOptions())
     assert completion.text == "abc"
     assert completion.output_ids == (5, 6, 7, 8)
-    assert completion.token_sources == (0, -1, 1, -1)
-    assert (completion.num_input_tokens, completion.num_output_tokens, completion.num_rounds) == (3, 4, 2)
+    assert completion.token_sources == (-1, 0, -1, -1)
+    assert (completion.num_input_tokens, completion.num_output_tokens) == (3, 4)
     assert completion.log_probs == (-0.5, -0.25)
     assert completion.finish_reason == "length"
     assert completion.perf is not None
@@ -199,6 +200,20 @@ def test_a_server_that_is_gone_is_not_ready() -> None:
         pass
     with Client(url, timeout_s=2.0) as client:
         assert not client.ready()
+
+
+@pytest.mark.parametrize(
+    ("sources", "verifications", "tokens_each"),
+    [
+        ((), 0, 0.0),
+        ((-1,), 0, 0.0),  # the prefill's token alone
+        ((-1, 0, 0, -1, -1), 2, 2.0),
+        ((-1, 0, -1, 1, 1), 2, 2.0),  # cut short among accepted draft tokens
+    ],
+)
+def test_verifications_are_read_off_the_sources(sources: tuple[int, ...], verifications: int, tokens_each: float) -> None:
+    completion = join_chunks([Chunk(text="", output_ids=sources, token_sources=sources)], duration_s=1.0)
+    assert (completion.num_verifications, completion.tokens_per_verification) == (verifications, tokens_each)
 
 
 @pytest.mark.parametrize(

@@ -64,12 +64,12 @@ def test_byte_lengths_come_from_a_byte_level_tokenizer(tmp_path: Path) -> None:
 
 
 def test_legend_and_figures() -> None:
-    chunks = [Chunk(text="ab", output_ids=(1, 2, 3), token_sources=(0, 0, -1), num_output_tokens=3, finish_reason="stop")]
+    chunks = [Chunk(text="ab", output_ids=(1, 2, 3), token_sources=(-1, 0, -1), num_output_tokens=3, finish_reason="stop")]
     completion = join_chunks(chunks, duration_s=0.5)
-    assert legend(completion.token_sources, ("code", "math")).plain == "tokens from: target 1 · code 2"
+    assert legend(completion.token_sources, ("code", "math")).plain == "tokens from: target 2 · code 1"
     assert legend((4,), ("code",)).plain == "tokens from: drafter 4 1"
     line = stats_line(completion, ttft_s=0.012)
-    assert line == "3 tokens in 0.50 s · 6.0 tokens/s · first after 12 ms · 3.00 tokens per round · finished by stop"
+    assert line == "3 tokens in 0.50 s · 6.0 tokens/s · first after 12 ms · 2.00 tokens per round · finished by stop"
 
 
 def test_a_pipe_gets_the_text_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
