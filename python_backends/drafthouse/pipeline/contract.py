@@ -31,6 +31,7 @@ class GenerationRequest:
     drafters: tuple[str, ...] = ()  # () = the router chooses; else only these
     deadline_ns: int | None = None  # time.monotonic_ns() after which the request is answered DEADLINE_EXCEEDED
     priority: int = 0  # request_priority: for scheduling policies that use one
+    stop_ids: tuple[int, ...] = ()  # tokens beside sampling.end_id that end the text (models with several EOS)
     echo_text: str = ""  # put before the first text (exclude_input_in_output=false); "" otherwise
     return_log_probs: bool = False
     return_num_input_tokens: bool = False

@@ -1,0 +1,184 @@
+"""Who waits, who runs, who was answered: every request in exactly one place, and every one answered exactly once."""
+
+import itertools
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+
+from drafthouse.core.errors import DrafthouseError, ErrorCode, ServerError
+from drafthouse.pipeline.commit import emit
+from drafthouse.pipeline.contract import GenerationRequest, ResponseSink
+from drafthouse.pipeline.state import RequestState
+from drafthouse.scheduling.contract import Policy
+
+logger = logging.getLogger(__name__)
+
+
+class Book:
+    """Admission, selection and farewell of requests. `submit` may be called from any thread, the rest from the loop's."""
+
+    def __init__(self, policy: Policy, max_active: int, max_queue_size: int, release: Callable[[int], None]) -> None:
+        """``release`` is told each request that has to be forgotten by the engines."""
+        self._policy = policy
+        self._max_active = max_active
+        self._max_open = max_active + max_queue_size
+        self._release = release
+        self._lock = threading.Lock()  # guards the next four
+        self._inbox: deque[RequestState] = deque()
+        self._num_open = 0
+        self._num_submitted = 0
+        self._closed = False
+        self._sequence = itertools.count()
+        self._waiting: dict[int, RequestState] = {}  # by sequence_no
+        self._running: dict[int, RequestState] = {}  # by sequence_no
+        self.num_finished = 0
+        self.num_preempted = 0
+        self.num_failed: Counter[str] = Counter()
+
+    def submit(
+        self,
+        request: GenerationRequest,
+        sink: ResponseSink,
+        build: Callable[[GenerationRequest, ResponseSink, int], RequestState],
+        wake: Callable[[], None],
+    ) -> None:
+        """Let a request wait, or answer it UNAVAILABLE at once when too many wait already or the server stops."""
+        state = build(request, sink, next(self._sequence))
+        with self._lock:
+            refusal = self._refusal()
+            self._num_submitted += 1
+            if refusal is None:
+                self._num_open += 1
+                self._inbox.append(state)
+                wake()  # under the lock: after `close` nobody may touch the loop
+        if refusal is not None:
+            self.num_failed[refusal.code] += 1
+            sink.fail(refusal)
+
+    def _refusal(self) -> DrafthouseError | None:
+        if self._closed:
+            return ServerError(ErrorCode.UNAVAILABLE, "server", "shutting down", "try again later")
+        if self._num_open >= self._max_open:
+            return ServerError(ErrorCode.UNAVAILABLE, "queue", self._num_open, f"below {self._max_open} open requests; try again later")
+        return None
+
+    def next_batch(self) -> list[RequestState]:
+        """Answer those who left or ran out of time, then let the policy choose who runs."""
+        while self._inbox:
+            state = self._inbox.popleft()
+            self._waiting[state.sequence_no] = state
+        self._sweep()
+        candidates = self.open_requests()
+        chosen = self._policy.select(candidates, self._max_active)
+        chosen_numbers = {state.sequence_no for state in chosen}
+        if not min(len(candidates), 1) <= len(chosen) == len(chosen_numbers) <= self._max_active:
+            raise RuntimeError(f"policy {self._policy.name} chose {len(chosen)} of {len(candidates)} requests for {self._max_active} slots")
+        for state in [state for number, state in self._running.items() if number not in chosen_numbers]:
+            self._preempt(state)
+        for state in chosen:
+            if not state.is_running:
+                self._running[state.sequence_no] = self._waiting.pop(state.sequence_no)
+                state.is_running = True
+        return chosen
+
+    def _sweep(self) -> None:
+        now_ns = time.monotonic_ns()
+        for state in self.open_requests():
+            if state.sink.cancelled:
+                self.fail(state, ServerError(ErrorCode.CANCELLED, "request", "the client has gone"))
+            elif state.request.deadline_ns is not None and now_ns >= state.request.deadline_ns:
+                progress = f"{state.num_output_tokens} of at most {state.max_tokens} tokens"
+                self.fail(state, ServerError(ErrorCode.DEADLINE_EXCEEDED, "deadline_ms", progress, "a later deadline"))
+
+    def _preempt(self, state: RequestState) -> None:
+        del self._running[state.sequence_no]
+        state.is_running = False
+        state.forget_caches()
+        self._waiting[state.sequence_no] = state
+        self._release(state.request_uid)
+        self.num_preempted += 1
+
+    def settle(self, states: Iterable[RequestState]) -> None:
+        """Send what is due; answer and let go of those that are finished or cannot go on."""
+        for state in states:
+            if not state.is_running:
+                continue
+            if state.error is not None:
+                self.fail(state, state.error)
+                continue
+            emit(state)
+            if state.finished:
+                self._forget(state)
+                self.num_finished += 1
+                _log_summary(state, str(state.finish_reason))
+
+    def fail(self, state: RequestState, error: DrafthouseError) -> None:
+        """Answer an open request with an error and let it go."""
+        self._forget(state)
+        self.num_failed[error.code] += 1
+        state.sink.fail(error)
+        _log_summary(state, str(error))
+
+    def _forget(self, state: RequestState) -> None:
+        if self._running.pop(state.sequence_no, None) is None:
+            del self._waiting[state.sequence_no]
+        elif state.first_scheduled_time_ns:
+            self._release(state.request_uid)
+        state.is_running = False
+        with self._lock:
+            self._num_open -= 1
+
+    def close(self) -> None:
+        """Refuse new requests and answer all open ones UNAVAILABLE."""
+        with self._lock:
+            self._closed = True
+        while self._inbox:
+            state = self._inbox.popleft()
+            self._waiting[state.sequence_no] = state
+        for state in self.open_requests():
+            self.fail(state, ServerError(ErrorCode.UNAVAILABLE, "server", "shutting down", "try again later"))
+
+    def open_requests(self) -> list[RequestState]:
+        """Running, then waiting."""
+        return [*self._running.values(), *self._waiting.values()]
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests without a slot."""
+        return len(self._waiting) + len(self._inbox)
+
+    @property
+    def num_running(self) -> int:
+        """Requests with a slot."""
+        return len(self._running)
+
+    def violations(self) -> list[str]:
+        """What does not add up; empty when the books balance."""
+        with self._lock:
+            num_open, num_submitted, num_inbox = self._num_open, self._num_submitted, len(self._inbox)
+        num_listed = len(self._running) + len(self._waiting) + num_inbox
+        num_answered = self.num_finished + sum(self.num_failed.values())
+        checks = {
+            f"{num_open} open requests, {num_listed} listed": num_open == num_listed,
+            f"{num_submitted} submitted, {num_answered} answered, {num_open} open": num_submitted == num_answered + num_open,
+            f"{len(self._running)} running, {self._max_active} allowed": len(self._running) <= self._max_active,
+            "a finished request holds a slot": not any(state.finished for state in self._running.values()),
+            "a request runs and waits": not self._running.keys() & self._waiting.keys(),
+        }
+        return [message for message, holds in checks.items() if not holds]
+
+
+def _log_summary(state: RequestState, outcome: str) -> None:
+    logger.info(
+        "request %d: %s; %d prompt tokens, %d output tokens in %d verifications, %d of %d draft tokens accepted, %.1f ms",
+        state.request_uid,
+        outcome,
+        state.prompt_len,
+        state.num_output_tokens,
+        state.num_verifications,
+        state.num_accepted,
+        state.num_drafted,
+        (time.time_ns() - state.request.arrival_time_ns) / 1e6,
+    )

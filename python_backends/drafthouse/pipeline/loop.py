@@ -1,0 +1,218 @@
+"""The main loop: every request from its arrival to its last token."""
+
+import asyncio
+import dataclasses
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from drafthouse.core.errors import ErrorCode, ServerError
+from drafthouse.engine.contract import EngineClient, EngineError, EngineLimits
+from drafthouse.fusion.contract import Fusion
+from drafthouse.pipeline.book import Book
+from drafthouse.pipeline.config import PipelineConfig
+from drafthouse.pipeline.contract import GenerationRequest, ResponseSink
+from drafthouse.pipeline.links import FusionLink, TargetLink
+from drafthouse.pipeline.stage_draft import DraftStage
+from drafthouse.pipeline.stage_route import RouteStage
+from drafthouse.pipeline.stage_target import PrefillStage, VerifyStage, internal_error
+from drafthouse.pipeline.state import RequestState, new_state
+from drafthouse.pipeline.stats import PipelineSnapshot, RoundStats
+from drafthouse.routing.contract import Router
+from drafthouse.scheduling.registry import POLICIES
+
+logger = logging.getLogger(__name__)
+PAUSE_WITHOUT_PROGRESS_S = 0.005
+IDLE_RETRY_S = 1.0  # between attempts to deliver releases while there is nothing else to do
+MAX_BACKOFF_FACTOR = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the pipeline is built on."""
+
+    target: EngineClient
+    limits: EngineLimits  # the target's
+    token_bytes: Callable[[int], bytes]  # of the target's tokenizer
+    fusion: Fusion | None = None
+    router: Router | None = None
+    drafter_names: tuple[str, ...] = ()  # in the repository's order: the index is a drafter's number everywhere
+    on_target_lost: Callable[[], Awaitable[None]] | None = None  # asked to bring the target back; may take seconds
+    on_round: Callable[[RoundStats], None] | None = None  # hears about every round
+
+
+class Pipeline:
+    """Continuous batching with speculation: requests join and leave between rounds.
+
+    `submit` and `stop` may be called from any thread; `run` is one asyncio task, started once.
+    """
+
+    def __init__(self, config: PipelineConfig, services: Services) -> None:
+        self._config = config
+        self._services = services
+        self._usable_drafters = config.usable_drafters(services.drafter_names)
+        self._target = TargetLink(services.target)
+        self._fusion = FusionLink(services.fusion)
+        routes = RouteStage(services.router)
+        self._draft = DraftStage(self._fusion, routes, services.limits, config)
+        self._prefill = PrefillStage(self._target, self._draft, services.limits, config)
+        self._verify = VerifyStage(self._target, routes, config)
+        self._max_active = config.max_active(services.limits.slots)
+        self._policy = POLICIES.create(config.policy)
+        self._book = Book(self._policy, self._max_active, config.max_queue_size, self._release)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake = asyncio.Event()
+        self._stopping = threading.Event()
+        self._recovery: asyncio.Task[None] | None = None
+        self._num_rounds = 0
+        self._sums = RoundStats()
+
+    async def run(self) -> None:
+        """Serve until `stop`; then every open request has been answered.
+
+        A target that does not answer is waited for; any other surprise fails the requests of its round, not the loop.
+        """
+        self._loop = asyncio.get_running_loop()
+        try:
+            while not self._stopping.is_set():
+                active: list[RequestState] = []
+                try:
+                    active = self._book.next_batch()
+                    if active:
+                        await self._round(active)
+                    else:
+                        await self._idle()
+                except EngineError as error:
+                    await self._wait_for_target(error)
+                except Exception:
+                    error_id = secrets.token_hex(4)
+                    logger.exception("error %s: a round of %d requests failed", error_id, len(active))
+                    await self._give_up(active or self._book.open_requests(), error_id)
+        finally:
+            self._book.close()
+        await self._flush_releases()
+
+    async def _round(self, active: Sequence[RequestState]) -> None:
+        """Prefill one chunk, draft, verify; what is committed is sent at once."""
+        started_ns = time.perf_counter_ns()
+        stats = RoundStats()
+        await self._target.revive()
+        await self._prefill.run(active, stats)
+        self._book.settle(active)
+        decoding = [state for state in active if state.is_running and not self._prefill.is_due(state)]
+        await self._draft.run(decoding, stats)
+        await self._verify.run(decoding, stats)
+        self._book.settle(active)
+        stats.wall_ns = time.perf_counter_ns() - started_ns
+        self._observe(stats)
+        if not stats.made_progress:
+            await asyncio.sleep(PAUSE_WITHOUT_PROGRESS_S)
+
+    def submit(self, request: GenerationRequest, sink: ResponseSink) -> None:
+        """Take a request, or answer it at once with UNAVAILABLE when the queue is full or the server stops."""
+        self._book.submit(request, sink, self._new_state, self._wake_up)
+
+    def stop(self) -> None:
+        """End `run` after the current round; open requests are answered UNAVAILABLE."""
+        self._stopping.set()
+        self._wake_up()
+
+    def snapshot(self) -> PipelineSnapshot:
+        """Gauges and sums since the start. Call it from the loop's thread for figures of one moment."""
+        return PipelineSnapshot(
+            mode=self._config.mode,
+            policy=self._policy.name,
+            num_waiting=self._book.num_waiting,
+            num_running=self._book.num_running,
+            max_active=self._max_active,
+            num_rounds=self._num_rounds,
+            num_finished=self._book.num_finished,
+            num_preempted=self._book.num_preempted,
+            sums=dataclasses.replace(self._sums),
+            num_failed=dict(self._book.num_failed),
+        )
+
+    def check_integrity(self) -> list[str]:
+        """What does not add up in the books, and in the target's slots once it knows of every release; [] = all well."""
+        violations = self._book.violations()
+        nothing_runs = self._book.num_running == 0 and len(self._target.releases) == 0
+        if nothing_runs and self._target.slots_free != self._target.slots_total:
+            violations.append(f"nothing runs, and the target has {self._target.slots_free} of {self._target.slots_total} slots free")
+        return violations
+
+    def _new_state(self, request: GenerationRequest, sink: ResponseSink, sequence_no: int) -> RequestState:
+        services = self._services
+        return new_state(request, sink, sequence_no, services.drafter_names, self._usable_drafters, services.token_bytes)
+
+    def _wake_up(self) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._wake.set)
+
+    def _release(self, request_uid: int) -> None:
+        self._target.releases.add(request_uid)
+        self._fusion.releases.add(request_uid)
+
+    async def _flush_releases(self) -> bool:
+        return all(await asyncio.gather(self._target.flush(), self._fusion.flush()))
+
+    async def _idle(self) -> None:
+        """Nothing to do: deliver releases, check the books, sleep until a request arrives."""
+        self._wake.clear()
+        if self._book.num_waiting:
+            return  # it arrived before the event was cleared
+        flushed = await self._flush_releases()
+        for violation in self.check_integrity():
+            logger.error("the books do not balance: %s", violation)
+        try:
+            await asyncio.wait_for(self._wake.wait(), None if flushed else IDLE_RETRY_S)
+        except TimeoutError:
+            logger.debug("still idle; trying again to deliver releases")
+
+    async def _wait_for_target(self, error: EngineError) -> None:
+        """The target did not answer: ask for it to be brought back and wait, or answer its requests UNAVAILABLE."""
+        num_failures = max(self._target.num_failures, self._target.num_failed_batches)
+        attempts = self._config.target_retry_attempts
+        logger.warning("the target does not answer (%d in a row): %s", num_failures, error)
+        if num_failures % (attempts + 1) == 1 or attempts == 0:
+            self._ask_for_recovery()
+        if num_failures > attempts:
+            for state in self._book.open_requests():
+                self._book.fail(state, ServerError(ErrorCode.UNAVAILABLE, "target", "does not answer", "try again later"))
+            self._target.num_failed_batches = 0  # the batch is gone
+            return
+        factor = min(2 ** min(num_failures - 1, 10), MAX_BACKOFF_FACTOR)
+        await asyncio.sleep(self._config.target_retry_delay_ms * factor / 1e3)
+
+    def _ask_for_recovery(self) -> None:
+        hook = self._services.on_target_lost
+        if hook is not None and (self._recovery is None or self._recovery.done()):
+            self._recovery = asyncio.ensure_future(_recover(hook))
+
+    async def _give_up(self, states: Sequence[RequestState], error_id: str) -> None:
+        """A bug: the requests it hit are answered INTERNAL, the loop goes on."""
+        hit = {state.sequence_no for state in states}
+        for state in self._book.open_requests():
+            if state.sequence_no in hit:
+                self._book.fail(state, internal_error(error_id))
+        await asyncio.sleep(PAUSE_WITHOUT_PROGRESS_S)
+
+    def _observe(self, stats: RoundStats) -> None:
+        self._num_rounds += 1
+        self._sums.add(stats)
+        if self._services.on_round is None:
+            return
+        try:
+            self._services.on_round(stats)
+        except Exception:
+            logger.exception("the observer of rounds failed")
+
+
+async def _recover(hook: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await hook()
+    except Exception:
+        logger.exception("bringing the target back failed; it will be asked again")

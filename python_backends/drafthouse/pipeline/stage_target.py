@@ -1,0 +1,174 @@
+"""The two ways the target works for a request: prefill, and verification of a draft tree."""
+
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from drafthouse.core.errors import ErrorCode, ServerError
+from drafthouse.core.tree import DraftTree
+from drafthouse.engine.contract import EngineLimits, RowResult, RowStatus, StepCall, StepRow
+from drafthouse.pipeline.commit import commit
+from drafthouse.pipeline.config import PipelineConfig
+from drafthouse.pipeline.links import TargetLink, beside
+from drafthouse.pipeline.stage_draft import DraftStage
+from drafthouse.pipeline.stage_route import RouteStage
+from drafthouse.pipeline.state import Feedback, RequestState
+from drafthouse.pipeline.stats import RoundStats
+from drafthouse.pipeline.verify import target_trunk_tokens, walk
+
+logger = logging.getLogger(__name__)
+_NO_TREE = DraftTree()
+TARGET_ITSELF = -1  # the source of tokens that no drafter proposed
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    state: RequestState
+    row: StepRow
+    is_last: bool  # reaches the last committed token, so its sample is the next token
+
+
+class PrefillStage:
+    """Computes committed tokens the target does not hold: new prompts, and requests whose cache was lost."""
+
+    def __init__(self, target: TargetLink, drafts: DraftStage, limits: EngineLimits, config: PipelineConfig) -> None:
+        self._target = target
+        self._drafts = drafts
+        self._limits = limits
+        self._config = config
+        # What one verification leaves uncached is at most its accepted path and the bonus token.
+        self._max_decode_tokens = min(config.max_num_draft_tokens + 1, limits.max_step_tokens)
+
+    def is_due(self, state: RequestState) -> bool:
+        """Whether the request has to be prefilled before it can be verified."""
+        return state.num_output_tokens == 0 or state.num_uncached > self._max_decode_tokens
+
+    async def run(self, active: Sequence[RequestState], stats: RoundStats) -> None:
+        """One chunk for each request that is due, within the round's budget; the last chunk gives a token.
+
+        The drafters take in the same chunk at the same time. Raises EngineError.
+        """
+        chunks = self._plan([state for state in active if self.is_due(state)])
+        if not chunks:
+            return
+        started_ns = time.perf_counter_ns()
+        states = [chunk.state for chunk in chunks]
+        ends = [chunk.row.prefix_len + chunk.row.num_committed for chunk in chunks]
+        call = StepCall([chunk.row for chunk in chunks], num_steps=int(any(chunk.is_last for chunk in chunks)))
+        for state in states:
+            state.first_scheduled_time_ns = state.first_scheduled_time_ns or time.time_ns()
+        result = await beside(self._target.step(call), self._drafts.take_in(states, ends))
+        for chunk, answer in zip(chunks, result.rows, strict=True):
+            self._apply(chunk, answer, stats)
+        stats.prefill_session_ns += result.session_ns
+        stats.prefill_wall_ns += time.perf_counter_ns() - started_ns
+
+    def _plan(self, due: Sequence[RequestState]) -> list[_Chunk]:
+        chunks: list[_Chunk] = []
+        budget = self._config.max_prefill_tokens
+        for state in due:
+            start = state.num_tokens - state.num_uncached
+            end = min(start + self._limits.max_step_tokens, state.num_tokens)
+            if chunks and end - start > budget:
+                break
+            budget -= end - start
+            row = StepRow(state.request_uid, start, state.tokens[start:end], end - start, sampling=state.request.sampling)
+            chunks.append(_Chunk(state, row, is_last=end == state.num_tokens))
+        return chunks
+
+    def _apply(self, chunk: _Chunk, answer: RowResult, stats: RoundStats) -> None:
+        state = chunk.state
+        if not _was_computed(state, answer, int(chunk.is_last), self._config.max_stalled_rounds):
+            return
+        stats.num_prefill_rows += 1
+        stats.num_prefill_tokens += chunk.row.num_committed
+        if chunk.is_last:
+            stats.num_prefill_emitted += commit(state, [int(answer.sampled[0])], [TARGET_ITSELF], [float(answer.logprobs[0])])
+
+
+class VerifyStage:
+    """Has the target verify every draft tree in one call, and commits what it chose."""
+
+    def __init__(self, target: TargetLink, routes: RouteStage, config: PipelineConfig) -> None:
+        self._target = target
+        self._routes = routes
+        self._config = config
+
+    async def run(self, states: Sequence[RequestState], stats: RoundStats) -> None:
+        """One verification for each request; at least one token for each row the target could compute.
+
+        The router hears about the round before at the same time: its answer is one round old when it is used, and
+        costs no time. Raises EngineError.
+        """
+        if not states:
+            return
+        started_ns = time.perf_counter_ns()
+        call = StepCall([_verify_row(state) for state in states])
+        result = await beside(self._target.step(call), self._routes.refresh(states))
+        for state, answer in zip(states, result.rows, strict=True):
+            self._apply(state, answer, stats)
+        stats.verify_session_ns += result.session_ns
+        stats.verify_wall_ns += time.perf_counter_ns() - started_ns
+
+    def _apply(self, state: RequestState, answer: RowResult, stats: RoundStats) -> None:
+        draft, state.draft = state.draft, None
+        tree = _NO_TREE if draft is None else draft.tree
+        if not _was_computed(state, answer, 1 + len(tree), self._config.max_stalled_rounds):
+            return
+        path = walk(tree, answer.sampled)
+        outputs = list(path.outputs)
+        sources = [int(tree.source[node]) for node in path.accepted]
+        num_emitted = commit(state, answer.sampled[outputs].tolist(), [*sources, TARGET_ITSELF], answer.logprobs[outputs].tolist())
+        num_accepted = min(num_emitted, len(path.accepted))
+        state.num_verifications += 1
+        state.num_drafted += len(tree)
+        state.num_accepted += num_accepted
+        stats.num_verified_rows += 1
+        stats.num_verified_emitted += num_emitted
+        stats.num_drafted += len(tree)
+        stats.num_accepted += num_accepted
+        if draft is not None:
+            trunk = target_trunk_tokens(draft.proposals.shape[1], path.accepted, answer.sampled)
+            state.feedback = Feedback(draft.proposals, draft.proposal_probs, trunk)
+
+
+def _verify_row(state: RequestState) -> StepRow:
+    """The committed tokens the target lacks, then the draft tree with its parents shifted behind them."""
+    start = state.num_tokens - state.num_uncached
+    committed = state.tokens[start : state.num_tokens]
+    num_committed = len(committed)
+    if state.draft is None:
+        return StepRow(state.request_uid, start, committed, num_committed, sampling=state.request.sampling)
+    tree = state.draft.tree
+    tokens = np.concatenate((committed, tree.tokens))
+    # The root, -1, becomes the last committed token by the same shift.
+    parents = np.concatenate((np.arange(-1, num_committed - 1, dtype=np.int32), tree.parents + np.int32(num_committed)))
+    return StepRow(state.request_uid, start, tokens, num_committed, parents, state.request.sampling)
+
+
+def _was_computed(state: RequestState, answer: RowResult, num_outputs: int, max_stalled_rounds: int) -> bool:
+    """Note what the target holds now. False when the row has to be tried again, or never (`RequestState.error`)."""
+    if answer.status is RowStatus.OK and len(answer.sampled) >= num_outputs and answer.cached_len > 0:
+        state.target_cached_len = min(answer.cached_len, state.num_tokens)
+        state.num_stalled_rounds = 0
+        return True
+    if answer.status in (RowStatus.NEEDS_PREFILL, RowStatus.NO_SLOT):
+        if answer.status is RowStatus.NEEDS_PREFILL:
+            state.target_cached_len = min(answer.cached_len, state.num_tokens - 1)
+        state.num_stalled_rounds += 1
+        if state.num_stalled_rounds > max_stalled_rounds:
+            state.error = ServerError(ErrorCode.UNAVAILABLE, "target", answer.status.name, "try again later")
+        return False
+    error_id = secrets.token_hex(4)
+    logger.error("error %s: the target refused a row (%r, %d outputs): %s", error_id, answer.status, len(answer.sampled), answer.error)
+    state.error = internal_error(error_id)
+    return False
+
+
+def internal_error(error_id: str) -> ServerError:
+    """What a user sees of a bug: an id under which the log tells the rest."""
+    return ServerError(ErrorCode.INTERNAL, "request", error_id, "see the server log under this id")

@@ -1,0 +1,64 @@
+"""Figures of one round, and their sums: for metrics, and for benchmarks that ask where the time went."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class RoundStats:
+    """One round. Filled by the stages while it runs; nobody changes it afterwards.
+
+    ``*_session_ns`` is time inside engine sessions on the critical path, as the engines report it; ``*_wall_ns`` is
+    what the stage took here. A round without prefill spends ``wall_ns - draft_session_ns - verify_session_ns`` on
+    everything that is not a model.
+    """
+
+    wall_ns: int = 0
+    num_prefill_rows: int = 0
+    num_prefill_tokens: int = 0
+    num_prefill_emitted: int = 0  # tokens committed by prefill: one per prompt whose last chunk was computed
+    prefill_wall_ns: int = 0
+    prefill_session_ns: int = 0  # the target's; the drafters take in the prompt beside it
+    draft_wall_ns: int = 0
+    draft_session_ns: int = 0
+    num_verified_rows: int = 0  # the decode batch; rows the target answered
+    num_verified_emitted: int = 0  # tokens committed by verification, with the bonus token
+    num_drafted: int = 0  # tree nodes the target verified
+    num_accepted: int = 0  # those of them that were emitted
+    verify_wall_ns: int = 0
+    verify_session_ns: int = 0
+
+    @property
+    def num_emitted(self) -> int:
+        """Tokens committed in this round."""
+        return self.num_prefill_emitted + self.num_verified_emitted
+
+    @property
+    def made_progress(self) -> bool:
+        """False when no row was computed: all of them wait for a slot or have to be prefilled again."""
+        return self.num_prefill_rows + self.num_verified_rows > 0
+
+    def add(self, other: "RoundStats") -> None:
+        """Sum ``other`` into this one."""
+        for name in _NAMES:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+_NAMES = tuple(item.name for item in dataclasses.fields(RoundStats))
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineSnapshot:
+    """The state of the pipeline at one moment, and sums since it started."""
+
+    mode: str
+    policy: str
+    num_waiting: int
+    num_running: int
+    max_active: int
+    num_rounds: int
+    num_finished: int
+    num_preempted: int
+    sums: RoundStats  # a copy
+    num_failed: Mapping[str, int] = field(default_factory=dict)  # by error code
