@@ -5,6 +5,7 @@
 #   make test       what CI runs; make test-slow adds what takes longer than five minutes
 #   make lint       ruff and mypy --strict
 #   make bench      ratios of this machine, as JSON in BENCH_JSON
+#   make clean      remove the environment and everything built
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -103,5 +104,4 @@ lock-check: $(BIN)/python
 
 clean:
 	rm -rf $(VENV) .venv-lock .pytest_cache .mypy_cache .ruff_cache dist $(BENCH_JSON)
-	find model_repository -name model.onnx -delete -o -name model.onnx.data -delete -o -name engine.json -delete \
-	  -o -name model.plan -delete -o -name tokenizer.json -delete
+	git clean -fdXq model_repository

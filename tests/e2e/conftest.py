@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from drafthouse.launcher import TritonServer
+from e2e.repositories import build_test_repository
 from e2e.support import FIXTURES, free_port_config
 
 HERE = Path(__file__).parent
 REPOSITORY_VARIABLE = "DRAFTHOUSE_TEST_REPOSITORY"
+"""Names a repository that is built already."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,13 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def repository_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model repository that `server` serves: the folder named by DRAFTHOUSE_TEST_REPOSITORY, else the echo model."""
+    """The model repository that `server` serves."""
     named = os.environ.get(REPOSITORY_VARIABLE)
-    if named is not None:
-        return Path(named)
-    repository = tmp_path_factory.mktemp("repository")
-    shutil.copytree(FIXTURES / "echo", repository / "echo")
-    return repository
+    return Path(named) if named is not None else build_test_repository(tmp_path_factory.mktemp("repository"))
 
 
 @pytest.fixture(scope="session")

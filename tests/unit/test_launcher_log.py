@@ -46,6 +46,20 @@ def test_a_model_that_fails_is_told_once_and_shortly(log_file: Path) -> None:
     assert len(lines) == 14
 
 
+def test_models_that_fail_alike_are_all_named_but_explained_once(log_file: Path) -> None:
+    record = """E1120 09:41:48.000001 10 x.cc:1] "failed to load '{0}' version 1: Internal: no engine\\nAt:\\n  model.py(3)\\n"\n"""
+    log_file.write_text("".join(map(record.format, ("code", "math", "docs"))))
+    lines = server_log.error_lines(log_file)
+    assert [line.split("'")[1] for line in lines if "failed to load" in line] == ["code", "math", "docs"]
+    assert [line.strip() for line in lines if "failed to load" not in line] == ["At:", "model.py(3)"]
+
+
+def test_frames_of_the_import_system_are_left_out(log_file: Path) -> None:
+    frames = r"\n  <frozen importlib._bootstrap>(241): _call_with_frames_removed" * 20
+    log_file.write_text(f"E1120 09:41:48.000001 10 x.cc:1] \"failed to load 'code' version 1: Internal: no engine{frames}\n")
+    assert len(server_log.error_lines(log_file)) == 1
+
+
 def test_without_a_failed_model_the_errors_are_told(log_file: Path) -> None:
     message = 'E1120 09:41:48.000001 10 main.cc:295] "failed to start HTTP service: Unavailable - Socket in use"'
     log_file.write_text(HEAD + message + "\n")

@@ -106,6 +106,9 @@ def _serve(server: TritonServer, signals: StopSignals, console: Console) -> int:
     try:
         server.start()
         signals.server = server
+        if not console.is_terminal:
+            # There is no spinner then, so a line says what takes so long.
+            console.print("Starting Triton …")
         with console.status("Starting Triton …") as status:
             ready = server.wait_ready(
                 progress=lambda loaded, total: status.update(f"Starting Triton: {loaded} of {total} models loaded"), stop=signals.requested

@@ -17,7 +17,8 @@ _RECORD = re.compile(r"^[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ |^\d{4}-\d\d-\d\dT\d\d:\
 _ERROR = re.compile(r"^[EF]\d{4} |^\d{4}-\d\d-\d\dT\S+ [EF] |^tritonserver: |^error: ", re.IGNORECASE)
 _NO_GPU = "CudaDriverHelper has not been initialized"
 """Logged as an error on every machine without a GPU."""
-_FAILED_LOAD = re.compile(r"failed to load '(?P<model>[^']+)'")
+_FAILED_LOAD = re.compile(r"failed to load '(?P<model>[^']+)'(?: version \d+)?(?P<cause>.*)")
+_NOISE = ("<frozen importlib", "^^^^^^")
 _LOADED = re.compile(r"successfully loaded '(?P<model>[^']+)'")
 
 
@@ -39,16 +40,24 @@ def loaded_models(log_file: Path) -> set[str]:
 
 
 def error_lines(log_file: Path) -> tuple[str, ...]:
-    """The first lines of each error, one block per model; where no model failed, every error or the last lines of the log."""
+    """What to show a human: per model that failed, why, in a few lines; where none failed, every error or the log's end."""
     records = [record for record in _records(_read(log_file)) if _is_error(record[0])]
-    by_model: dict[str, list[str]] = {}
-    for record in records:
-        match = _FAILED_LOAD.search("\n".join(record))
-        if match is not None:
-            by_model.setdefault(match["model"], record)
-    chosen = list(by_model.values()) or records
-    lines = [line[:_MAX_LINE_LENGTH] for record in chosen for line in _shorten(record)]
+    failures = _one_per_cause(records)
+    lines = [line[:_MAX_LINE_LENGTH] for record in failures or records for line in _shorten(record)]
     return tuple(lines[:_MAX_LINES]) or tuple(line[:_MAX_LINE_LENGTH] for line in _read(log_file).splitlines()[-5:])
+
+
+def _one_per_cause(records: list[list[str]]) -> list[list[str]]:
+    """The first record of each model that failed to load; of models that fail alike, only the first one's with its frames."""
+    chosen, models, causes = [], set(), set()
+    for record in records:
+        match = _FAILED_LOAD.search(record[0])
+        if match is None or match["model"] in models:
+            continue
+        models.add(match["model"])
+        chosen.append(record[:1] if match["cause"] in causes else record)
+        causes.add(match["cause"])
+    return chosen
 
 
 def _is_error(line: str) -> bool:
@@ -56,11 +65,9 @@ def _is_error(line: str) -> bool:
 
 
 def _shorten(record: list[str]) -> list[str]:
-    """A traceback's head says which model, its tail what happened: the middle goes."""
-    if len(record) <= _LINES_PER_ERROR:
-        return record
-    head = 3
-    return [*record[:head], "  …", *record[head - _LINES_PER_ERROR + 1 :]]
+    """The stub writes the message first and the innermost frame next; a Python traceback ends with its message."""
+    told = [line for line in record if not any(noise in line for noise in _NOISE) and line.strip() != '"']
+    return told if len(told) <= _LINES_PER_ERROR else [*told[: _LINES_PER_ERROR - 3], "  …", *told[-2:]]
 
 
 def _records(text: str) -> list[list[str]]:

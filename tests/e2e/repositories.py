@@ -1,0 +1,55 @@
+"""The model repository of the end-to-end tests: the shipped demo models where they are, else random ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from drafthouse_build.repository import build_repository
+from drafthouse_build.templates import committed_drafters
+from fakes.tiny_llama import tiny_config, write_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS_VARIABLE = "DRAFTHOUSE_TEST_MODELS"
+"""Names a folder of checkpoints (`target`, `code`, …) to test with."""
+TEMPLATES = ROOT / "model_repository"
+DEMO_MODELS = ROOT / "build" / "demo_models"
+PROMPTS = ROOT / "tests" / "data" / "prompts.jsonl"
+EOS = "<|endoftext|>"
+VOCAB_SIZE = 1024
+
+
+def build_test_repository(folder: Path) -> Path:
+    """Builds the whole repository into `folder`; the target is not expanded, which changes its speed and nothing else."""
+    chosen = Path(os.environ.get(MODELS_VARIABLE, DEMO_MODELS))
+    drafters = committed_drafters(TEMPLATES)
+    if not (chosen / "target" / "config.json").exists():
+        chosen = write_random_models(folder / "checkpoints", drafters)
+    build_repository(chosen / "target", {name: chosen / name for name in drafters}, folder / "models", templates=TEMPLATES)
+    return folder / "models"
+
+
+def write_random_models(folder: Path, drafters: list[str]) -> Path:
+    """A random target, the first drafter its twin (so that drafts are accepted), the others strangers to it."""
+    tokenizer = train_tokenizer()
+    config = tiny_config(vocab_size=VOCAB_SIZE, max_position_embeddings=1024, eos_token_id=0)
+    for index, name in enumerate(["target", *drafters]):
+        write_checkpoint(folder / name, config, seed=max(0, index - 1), tokenizer=tokenizer)
+    return folder
+
+
+def train_tokenizer() -> dict[str, Any]:
+    """A byte-level tokenizer that knows the words of the test prompts; every text can be encoded."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE, special_tokens=[EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator((json.loads(line)["prompt"] for line in PROMPTS.read_text().splitlines()), trainer)
+    content: dict[str, Any] = json.loads(tokenizer.to_str())
+    return content
