@@ -12,11 +12,12 @@ from rich.rule import Rule
 from rich.table import Table
 
 from drafthouse.launcher import LaunchError
+from drafthouse_client.built import engine_manifest, tokenizer_file
 from drafthouse_client.client import Client
 from drafthouse_client.completion import Completion, GenerateOptions
 from drafthouse_client.errors import ServerSideError
 from drafthouse_client.generate import show
-from drafthouse_client.local_server import add_options, engine_manifest, running, tokenizer_file
+from drafthouse_client.local_server import add_options, running
 from drafthouse_client.paint import legend, stats_line, token_byte_lengths
 
 # The first prompt of each domain is the one that is streamed to the terminal; all of them are measured.

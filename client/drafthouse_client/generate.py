@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from drafthouse_client.built import DEFAULT_REPOSITORY, tokenizer_file
 from drafthouse_client.client import DEFAULT_URL, Client
 from drafthouse_client.completion import Chunk, Completion, GenerateOptions, join_chunks
 from drafthouse_client.errors import ServerSideError
@@ -32,7 +33,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-draft-tokens", type=int, help="draft tokens per round; 0 switches speculation off")
     parser.add_argument("--drafters", default="", metavar="NAME,…", help="use only these drafters")
     parser.add_argument("--deadline-ms", type=int, help="give up after this long")
-    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json of the target, for colours by token")
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="tokenizer.json of the target, for colours by token; found in ./model_repository for a server on the default --url",
+    )
     return parser
 
 
@@ -77,7 +83,8 @@ def _run(client: Client, args: argparse.Namespace, console: Console) -> None:
         if args.stats:
             sys.stderr.write(stats_line(completion, ttft_s) + "\n")
         return
-    lengths = token_byte_lengths(args.tokenizer) if args.tokenizer else {}
+    tokenizer = args.tokenizer or (tokenizer_file(DEFAULT_REPOSITORY) if args.url == DEFAULT_URL else None)
+    lengths = token_byte_lengths(tokenizer) if tokenizer else {}
     completion, ttft_s = show(client, args.prompt, options_from(args), console, lengths, stream=args.stream)
     if args.stats:
         console.print(legend(completion.token_sources, client.drafters()))

@@ -1,14 +1,11 @@
 """A server of this command's own: started with progress, stopped whatever happens."""
 
 import argparse
-import json
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from rich.console import Console
 
@@ -51,16 +48,3 @@ def running(args: argparse.Namespace, console: Console) -> Iterator[TritonServer
 
 def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(_STATUS_OF_SIGTERM)
-
-
-def engine_manifest(repository: Path, model: str) -> dict[str, Any]:
-    """`engine.json` of a built model (precision, num_params, …); {} where the engine was not built by `drafthouse build`."""
-    for file in sorted(repository.glob(f"{model}/*/engine.json")):
-        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return manifest
-    return {}
-
-
-def tokenizer_file(repository: Path) -> Path | None:
-    """The target's `tokenizer.json` in a built repository, for colours by token; None when there is none."""
-    return next(iter(sorted(repository.glob("cosine/*/tokenizer.json"))), None)

@@ -82,7 +82,8 @@ def run_decode(args: argparse.Namespace, console: Console) -> int:
     with running(args, console) as server, Client(server.grpc_address) as client:
         precision = read_when_idle(client).precision
         if args.precision not in (None, precision):
-            raise invalid("--precision", args.precision, f"{precision}, which --model-repository {args.model_repository} holds")
+            remedy = f"drafthouse build --demo --precision {args.precision} --output DIR, then --repository DIR"
+            raise invalid("--precision", args.precision, f"{precision}, which {args.model_repository} holds; else {remedy}")
         report = machine.describe(client.server_version())
         report |= measure(server, client, prompts, settings, precision, console)
     write_json(report, args.json)

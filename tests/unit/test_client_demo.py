@@ -10,8 +10,8 @@ from rich.console import Console
 from tritonclient.grpc import service_pb2 as pb
 
 from drafthouse_client import Client
+from drafthouse_client.built import engine_manifest, tokenizer_file
 from drafthouse_client.demo import about_the_models, main, measure, result_table, tokens_per_round
-from drafthouse_client.local_server import engine_manifest, tokenizer_file
 from fakes.triton_grpc import FakeTriton, final, response, serving
 
 QUIET = Console(file=io.StringIO())
