@@ -41,11 +41,17 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class RoundTimes:
-    """Mean milliseconds of a round: sessions on its critical path, and everything else on its wall clock."""
+    """Mean milliseconds of a round: sessions on its critical path, and everything else on its wall clock.
+
+    ``draft_call`` and ``verify_call`` are the parts of ``other`` that lie between a call and its session (transport,
+    packing, the engine's own work around the session, waiting for a core); the rest of it is the pipeline's.
+    """
 
     draft: float
     verify: float
     other: float
+    draft_call: float
+    verify_call: float
 
     @property
     def total(self) -> float:
@@ -58,7 +64,8 @@ def round_times(counters: Counters) -> RoundTimes:
     rounds = counters.rounds or 1
     draft, verify = counters.draft_session_ns, counters.verify_session_ns
     other = counters.round_wall_ns - draft - verify
-    return RoundTimes(*(part / rounds / _NS_PER_MS for part in (draft, verify, other)))
+    parts = (draft, verify, other, counters.draft_wall_ns - draft, counters.verify_wall_ns - verify)
+    return RoundTimes(*(part / rounds / _NS_PER_MS for part in parts))
 
 
 def figures(segments: Sequence[Segment]) -> dict[str, object]:
@@ -77,6 +84,7 @@ def figures(segments: Sequence[Segment]) -> dict[str, object]:
         "accepted_len_mean": _rounded(_ratio(counters.emitted_tokens, counters.verified_rows)),
         "acceptance_rate": _rounded(_ratio(counters.accepted, counters.drafted)),
         "round_ms": {name: _rounded(getattr(times, name)) for name in ("draft", "verify", "other", "total")},
+        "other_ms": {name: _rounded(getattr(times, name)) for name in ("draft_call", "verify_call")},
         "other_share": _rounded(times.other / times.total if times.total > 0 else 0.0),
         "rounds": counters.rounds,
         "requests": len(requests),

@@ -138,6 +138,7 @@ def violations(log: SoakLog, stats: ServerStats, growths: Mapping[str, Growth], 
     found = [f"{count} requests failed: {message}" for message, count in log.errors.items()]
     if not stats.idle:
         found.append(f"{stats.running} requests still run and {stats.queue_len} wait after the last answer")
+    found += [f"{name} does not answer" for name in stats.silent_engines]
     found += [f"{name} still holds {count} slots" for name, count in stats.leaked_slots.items()]
     found += [
         f"{name} grew by {growth.fraction:.1%} after the first tenth (allowed {settings.max_growth:.0%})"

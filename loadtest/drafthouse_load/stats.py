@@ -23,8 +23,10 @@ class Counters:
     drafted: int = 0
     accepted: int = 0
     draft_session_ns: int = 0  # inside the drafters' sessions, on the critical path of the round
+    draft_wall_ns: int = 0  # from asking for drafts to having them
     verify_session_ns: int = 0  # inside the target's session
-    round_wall_ns: int = 0
+    verify_wall_ns: int = 0
+    round_wall_ns: int = 0  # without prefill
 
     def __add__(self, other: "Counters") -> "Counters":
         return Counters(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)})
@@ -42,8 +44,9 @@ class ServerStats:
     counters: Counters
     running: int
     queue_len: int
-    slots_free: Mapping[str, int]  # by engine
+    slots_free: Mapping[str, int]  # by engine, of those that answered
     slots_total: Mapping[str, int]
+    silent_engines: tuple[str, ...]  # did not answer
 
     @property
     def idle(self) -> bool:
@@ -59,15 +62,17 @@ class ServerStats:
 
 def parse_stats(raw: Mapping[str, Any]) -> ServerStats:
     """A reading from the JSON of a ``stats_request``. Raises KeyError naming what the server left out."""
-    engines: Mapping[str, Mapping[str, int]] = raw["engines"]
+    engines: Mapping[str, Mapping[str, Any]] = raw["engines"]
+    answered = {name: engine for name, engine in engines.items() if "error" not in engine}
     return ServerStats(
         mode=raw["mode"],
         precision=raw["precision"],
         counters=Counters(**{field.name: int(raw["counters"][field.name]) for field in fields(Counters)}),
         running=raw["running"],
         queue_len=raw["queue_len"],
-        slots_free={name: engine["slots_free"] for name, engine in engines.items()},
-        slots_total={name: engine["slots_total"] for name, engine in engines.items()},
+        slots_free={name: engine["slots_free"] for name, engine in answered.items()},
+        slots_total={name: engine["slots_total"] for name, engine in answered.items()},
+        silent_engines=tuple(name for name in engines if name not in answered),
     )
 
 

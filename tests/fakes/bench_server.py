@@ -10,7 +10,7 @@ from tritonclient.grpc import service_pb2 as pb
 from fakes.triton_grpc import final, response
 
 TOKENS_PER_ROUND = {"target_only": 1, "single_drafter": 2, "collaborative": 4}
-VERIFY_NS, DRAFT_NS, WALL_NS = 10_000_000, 2_000_000, 14_000_000
+VERIFY_NS, DRAFT_NS, CALL_NS, WALL_NS = 10_000_000, 2_000_000, 500_000, 14_000_000
 
 
 @dataclass
@@ -20,6 +20,7 @@ class FakeBenchServer:
     mode: str = "collaborative"
     stuck_in_mode: bool = False
     held_slots: int = 0
+    silent_engine: str = ""
     loads: list[tuple[str, Any]] = field(default_factory=list)
     counters: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(
@@ -30,7 +31,9 @@ class FakeBenchServer:
                 "drafted",
                 "accepted",
                 "draft_session_ns",
+                "draft_wall_ns",
                 "verify_session_ns",
+                "verify_wall_ns",
                 "round_wall_ns",
             ),
             0,
@@ -47,16 +50,16 @@ class FakeBenchServer:
 
     def stats(self) -> dict[str, Any]:
         """What `stats_request` answers."""
+        engines = {name: {"slots_free": 8, "slots_total": 8} for name in ("target", "drafter_code")}
+        engines["target"]["slots_free"] -= self.held_slots
+        silent = {self.silent_engine: {"error": "no answer"}} if self.silent_engine else {}
         return {
             "mode": self.mode,
             "precision": "fp32",
             "counters": self.counters,
             "running": 0,
             "queue_len": 0,
-            "engines": {
-                "target": {"slots_free": 8 - self.held_slots, "slots_total": 8},
-                "drafter_code": {"slots_free": 8, "slots_total": 8},
-            },
+            "engines": engines | silent,
         }
 
     def script(self, inputs: dict[str, list[object]]) -> Iterator[pb.ModelStreamInferResponse]:
@@ -87,7 +90,9 @@ class FakeBenchServer:
             "drafted": drafted,
             "accepted": emitted - 1,
             "draft_session_ns": DRAFT_NS if drafted else 0,
+            "draft_wall_ns": DRAFT_NS + CALL_NS if drafted else 0,
             "verify_session_ns": VERIFY_NS,
+            "verify_wall_ns": VERIFY_NS + CALL_NS,
             "round_wall_ns": WALL_NS,
         }
         for name, value in step.items():

@@ -51,7 +51,9 @@ def test_figures_of_a_mode() -> None:
         drafted=20,
         accepted=6,
         draft_session_ns=4_000_000,
+        draft_wall_ns=5_000_000,
         verify_session_ns=8_000_000,
+        verify_wall_ns=10_000_000,
         round_wall_ns=16_000_000,
     )
     own = figures([segment(request(ttft_s=0.1), request(1, 3.0, ttft_s=0.3), wall_s=4.0, counters=counters)])
@@ -60,6 +62,7 @@ def test_figures_of_a_mode() -> None:
     assert own["ttft_ms_p50"] == pytest.approx(200.0)
     assert (own["accepted_len_mean"], own["acceptance_rate"]) == (2.5, 0.3)
     assert own["round_ms"] == {"draft": 1.0, "verify": 2.0, "other": 1.0, "total": 4.0}
+    assert own["other_ms"] == {"draft_call": 0.25, "verify_call": 0.5}
     assert own["other_share"] == 0.25
 
 
@@ -103,6 +106,12 @@ def test_slots_held_on_an_idle_server_are_named() -> None:
     stats = parse_stats(FakeBenchServer(held_slots=2).stats())
     assert stats.idle
     assert stats.leaked_slots == {"target": 2}
+
+
+def test_an_engine_that_does_not_answer_is_named() -> None:
+    stats = parse_stats(FakeBenchServer(silent_engine="drafter_math").stats())
+    assert stats.silent_engines == ("drafter_math",)
+    assert "drafter_math" not in stats.slots_total
 
 
 def test_statistics_that_lack_a_counter_are_refused() -> None:

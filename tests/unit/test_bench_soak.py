@@ -59,12 +59,13 @@ def test_a_clean_run_has_no_violations() -> None:
 def test_every_violation_is_named() -> None:
     log = SoakLog()
     log.errors["INTERNAL field=target"] += 3
-    raw: dict[str, Any] = FakeBenchServer(held_slots=2).stats() | {"running": 1}
+    raw: dict[str, Any] = FakeBenchServer(held_slots=2, silent_engine="drafter_math").stats() | {"running": 1}
     grown = FLAT | {"fusion (pid 2)": Growth(1000, 1051, 1051)}
     found = violations(log, parse_stats(raw), grown, SoakSettings())
     assert found == [
         "3 requests failed: INTERNAL field=target",
         "1 requests still run and 0 wait after the last answer",
+        "drafter_math does not answer",
         "target still holds 2 slots",
         "fusion (pid 2) grew by 5.1% after the first tenth (allowed 5%)",
     ]
