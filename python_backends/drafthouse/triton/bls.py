@@ -1,5 +1,7 @@
 """Inner models reached by business logic scripting (BLS) calls inside this server."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import triton_python_backend_utils as pb_utils

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 
-from drafthouse.engine.loading import EngineOptions, load_engine
+from drafthouse.engine.engine import load_engine
+from drafthouse.engine.options import EngineOptions
 from drafthouse.triton.codec.engine import pack_step_result, unpack_step
 from drafthouse.triton.codec.rows import Tensors, unpack_release
 from drafthouse.triton.inner_model import InnerModel
 from drafthouse.triton.parameters import Parameters, version_folder
 
-KNOWN = "slots, num_threads, min_step_tokens"
+KNOWN = "slots, num_threads, min_step_tokens, calibration_ms"
 
 
 class EngineModel(InnerModel):
@@ -19,8 +20,9 @@ class EngineModel(InnerModel):
         parameters = Parameters.from_triton(args)
         options = EngineOptions(
             slots=parameters.integer("slots", 8, 1, 4096),
-            num_threads=parameters.integer("num_threads", 1, 1, 256),
-            min_step_tokens=parameters.integer("min_step_tokens", 2, 1, 64),
+            num_threads=parameters.integer("num_threads", 1, 1, 1024),
+            min_step_tokens=parameters.integer("min_step_tokens", 2, 1, 2),
+            calibration_ms=parameters.integer("calibration_ms", 300, 0, 60_000),
         )
         parameters.finish(KNOWN)
         self._engine = load_engine(version_folder(args), options)

@@ -32,14 +32,8 @@ class FusionModel(InnerModel):
         options = FusionOptions(timeout_ms / 1e3, parameters.integer("max_branches", 0, 0, MAX_BRANCHES))
         parameters.finish(KNOWN)
         repository = Path(args["model_repository"]).parent
-        limits = [
-            read_manifest(repository / drafter_model_name(name) / args["model_version"]).max_step_tokens
-            for name in drafters
-        ]
-        clients = [
-            BlsEngineClient(name, BlsModel(drafter_model_name(name), self._lease, timeout_ms * 1000))
-            for name in drafters
-        ]
+        limits = [read_manifest(repository / drafter_model_name(name) / args["model_version"]).max_step_tokens for name in drafters]
+        clients = [BlsEngineClient(name, BlsModel(drafter_model_name(name), self._lease, timeout_ms * 1000)) for name in drafters]
         self._num_drafters = len(drafters)
         self._fusion = CollaborativeFusion(clients, limits, options)
         self._loop = asyncio.new_event_loop()

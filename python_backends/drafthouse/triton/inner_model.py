@@ -1,5 +1,7 @@
 """What target, drafters, router and fusion have in common: check the lease, answer, never raise at Triton."""
 
+from __future__ import annotations
+
 import uuid
 from abc import abstractmethod
 from collections.abc import Sequence

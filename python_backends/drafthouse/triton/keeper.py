@@ -4,6 +4,8 @@ A killed stub process answers "not healthy" for ever while the model still count
 one model helps; everything it knew is rebuilt by NEEDS_PREFILL answers, so no text changes.
 """
 
+from __future__ import annotations
+
 import threading
 import time
 from collections.abc import Callable
@@ -27,13 +29,15 @@ class ModelKeeper:
     def __init__(
         self,
         model_name: str,
-        load: Callable[[str], None] = pb_utils.load_model,
-        unload: Callable[[str], None] = pb_utils.unload_model,
+        load: Callable[[str], None] | None = None,
+        unload: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model_name = model_name
         self.num_reloads = 0
-        self._load, self._unload, self._clock = load, unload, clock
+        self._load = load or pb_utils.load_model
+        self._unload = unload or pb_utils.unload_model
+        self._clock = clock
         self._lock = threading.Lock()
         self._pause_s = FIRST_PAUSE_S
         self._not_before = 0.0

@@ -25,9 +25,7 @@ class Lease:
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) < MIN_SECRET_BYTES:
-            raise ServerError(
-                ErrorCode.UNAVAILABLE, ENVIRONMENT_VARIABLE, f"{len(secret)} bytes", f"at least {MIN_SECRET_BYTES} bytes"
-            )
+            raise ServerError(ErrorCode.UNAVAILABLE, ENVIRONMENT_VARIABLE, f"{len(secret)} bytes", f"at least {MIN_SECRET_BYTES} bytes")
         self._secret = secret
         self._array = np.frombuffer(secret, np.uint8)
 
@@ -45,6 +43,4 @@ class Lease:
         """Raise ClientError unless the call carries the secret. Constant time in the secret's content."""
         given = tensors.get(LEASE_SECRET.name)
         if given is None or not hmac.compare_digest(given.tobytes(), self._secret):
-            raise ClientError(
-                ErrorCode.INVALID_ARG, LEASE_SECRET.name, allowed="calls from this server's own models only"
-            )
+            raise ClientError(ErrorCode.INVALID_ARG, LEASE_SECRET.name, allowed="calls from this server's own models only")

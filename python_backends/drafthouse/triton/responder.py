@@ -4,9 +4,11 @@
 loop. Order per request is kept because there is one thread and one queue.
 """
 
+from __future__ import annotations
+
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -24,6 +26,7 @@ class Responder:
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._watched: dict[int, TritonSink] = {}  # open streams by id(); only touched on the responder's thread
         self._poll_pending = False
         self._thread = threading.Thread(target=self._run, name="drafthouse-responder", daemon=True)
         self._thread.start()
@@ -32,20 +35,25 @@ class Responder:
         """Queue a job. Never blocks."""
         self._jobs.put(job)
 
-    def poll_cancelled(self, sinks: Sequence["TritonSink"]) -> None:
-        """Ask Triton which of these clients have gone; at most one poll is queued at a time."""
-        if sinks and not self._poll_pending:
+    def watch(self, sink: "TritonSink") -> None:
+        """Poll this client until it has its last answer."""
+        self.post(lambda: self._watched.update({id(sink): sink}))
+
+    def poll_cancelled(self) -> None:
+        """Ask Triton which of the watched clients have gone; at most one poll is queued at a time. Never blocks."""
+        if not self._poll_pending:
             self._poll_pending = True
-            self.post(lambda: self._poll(sinks))
+            self.post(self._poll)
 
     def close(self) -> None:
         """Run what is queued, then end the thread."""
         self._jobs.put(None)
         self._thread.join()
 
-    def _poll(self, sinks: Sequence["TritonSink"]) -> None:
+    def _poll(self) -> None:
         self._poll_pending = False
-        for sink in sinks:
+        self._watched = {key: sink for key, sink in self._watched.items() if not sink.closed}
+        for sink in self._watched.values():
             sink.poll()
 
     def _run(self) -> None:
@@ -66,6 +74,11 @@ class TritonSink:
         self._cancelled = False
         self._closed = False
         self.generation: GenerationRequest | None = None  # set by the front door once the request is understood
+
+    @property
+    def closed(self) -> bool:
+        """True once the last answer is queued."""
+        return self._closed
 
     @property
     def cancelled(self) -> bool:

@@ -1,9 +1,10 @@
 """The `router` model: decides which drafters work for which request. Stateless."""
 
 import asyncio
+import json
 from collections.abc import Mapping
 
-from drafthouse.routing.registry import load_router
+from drafthouse.routing.registry import DEFAULT_POLICY, load_router
 from drafthouse.triton.codec.routing import pack_route_result, unpack_route
 from drafthouse.triton.codec.rows import Tensors
 from drafthouse.triton.inner_model import InnerModel
@@ -15,7 +16,10 @@ class RouterModel(InnerModel):
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Read the router's tables."""
-        self._router = load_router(version_folder(args), Parameters.from_triton(args).rest())
+        parameters = Parameters.from_triton(args)
+        policy = parameters.text("policy", DEFAULT_POLICY)
+        options = {name: json.loads(value) for name, value in parameters.rest().items()}
+        self._router = load_router(version_folder(args), policy, options)
         self._loop = asyncio.new_event_loop()
 
     def answer(self, tensors: Tensors) -> Tensors:

@@ -1,5 +1,7 @@
 """Requests and responses of the Python backend as dictionaries of arrays."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 import triton_python_backend_utils as pb_utils
@@ -7,13 +9,15 @@ import triton_python_backend_utils as pb_utils
 from drafthouse.core.errors import DrafthouseError, ErrorCode
 from drafthouse.triton.codec.rows import Array, Tensors
 
+# Names in triton_python_backend_utils.TritonError. The stub adds that class only after it has imported the model, so it
+# cannot be touched while this module is imported; the same holds for everything else of the stub's own.
 _TRITON_CODES = {
-    ErrorCode.INVALID_ARG: pb_utils.TritonError.INVALID_ARG,
-    ErrorCode.UNSUPPORTED: pb_utils.TritonError.UNSUPPORTED,
-    ErrorCode.UNAVAILABLE: pb_utils.TritonError.UNAVAILABLE,
-    ErrorCode.DEADLINE_EXCEEDED: pb_utils.TritonError.CANCELLED,  # Triton has no deadline code
-    ErrorCode.CANCELLED: pb_utils.TritonError.CANCELLED,
-    ErrorCode.INTERNAL: pb_utils.TritonError.INTERNAL,
+    ErrorCode.INVALID_ARG: "INVALID_ARG",
+    ErrorCode.UNSUPPORTED: "UNSUPPORTED",
+    ErrorCode.UNAVAILABLE: "UNAVAILABLE",
+    ErrorCode.DEADLINE_EXCEEDED: "CANCELLED",  # Triton has no deadline code
+    ErrorCode.CANCELLED: "CANCELLED",
+    ErrorCode.INTERNAL: "INTERNAL",
 }
 
 
@@ -39,4 +43,5 @@ def to_response(arrays: Mapping[str, Array]) -> pb_utils.InferenceResponse:
 
 def to_error(error: DrafthouseError) -> pb_utils.InferenceResponse:
     """A response that carries this error and nothing else."""
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), _TRITON_CODES[error.code]))
+    code = getattr(pb_utils.TritonError, _TRITON_CODES[error.code])
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))

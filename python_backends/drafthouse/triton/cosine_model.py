@@ -1,0 +1,120 @@
+"""The `cosine` model: Triton's side of the front door, and the thread on which the pipeline runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from drafthouse.core.errors import DrafthouseError, ErrorCode, ServerError
+from drafthouse.engine.contract import EngineLimits
+from drafthouse.engine.engine import TOKENIZER_NAME
+from drafthouse.engine.manifest import EngineManifest, read_manifest
+from drafthouse.engine.options import EngineOptions
+from drafthouse.pipeline.config import PipelineConfig
+from drafthouse.pipeline.frontdoor import FrontDoorContext, parse_request
+from drafthouse.pipeline.loop import Pipeline, Services
+from drafthouse.pipeline.stats import RoundStats
+from drafthouse.pipeline.tokenizer import ByteLevelTokenizer
+from drafthouse.triton.bls import BlsEngineClient, BlsFusion, BlsModel, BlsRouter
+from drafthouse.triton.fusion_model import drafter_model_name
+from drafthouse.triton.lease import Lease
+from drafthouse.triton.parameters import Parameters, version_folder
+from drafthouse.triton.responder import Responder, TritonSink
+from drafthouse.triton.statistics import Statistics
+from drafthouse.triton.tensors import read_inputs
+
+JOIN_TIMEOUT_S = 10.0
+STATS_INPUT = "stats_request"
+
+
+class CosineModel:
+    """Receives requests, hands them to the pipeline, and answers each exactly once."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Read configuration and tokenizer, start the pipeline. Raises when anything is missing, which refuses the load."""
+        logging.basicConfig(level=logging.INFO, format="[drafthouse] %(levelname)s %(name)s: %(message)s")
+        parameters = Parameters.from_triton(args)
+        drafters = parameters.names("drafters")
+        timeout_us = 1000 * parameters.integer("call_timeout_ms", 60_000, 1, 3_600_000)
+        config = PipelineConfig.parse(parameters.rest())
+        manifest = read_manifest(Path(args["model_repository"]).parent / "target" / args["model_version"])
+        limits = _limits(manifest, config.slots)
+        tokenizer_json = (version_folder(args) / TOKENIZER_NAME).read_text(encoding="utf-8")
+        tokenizer = ByteLevelTokenizer(tokenizer_json, manifest.eos_token_ids)
+        lease = Lease.from_environment()
+        target = BlsEngineClient("target", BlsModel("target", lease, timeout_us))
+        engines = {name: _engine(name, lease, timeout_us) for name in drafters}
+        self._statistics = Statistics(manifest.precision, {"target": target, **engines})
+        services = Services(
+            target=target,
+            limits=limits,
+            token_bytes=tokenizer.token_bytes,
+            fusion=BlsFusion(BlsModel("fusion", lease, timeout_us)),
+            router=BlsRouter(BlsModel("router", lease, timeout_us)),
+            drafter_names=drafters,
+            on_round=self._on_round,
+        )
+        self._context = FrontDoorContext(tokenizer, limits, config.usable_drafters(drafters), config)
+        self._responder = Responder()
+        self._pipeline = Pipeline(config, services)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name="drafthouse-pipeline", daemon=True)
+        self._thread.start()
+
+    def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> None:
+        """Triton's entry point: only enqueues. Answers come from the pipeline through the responder's thread."""
+        for request in requests:
+            sink = TritonSink(request, self._responder)
+            try:
+                self._take(request, sink)
+            except DrafthouseError as error:
+                sink.fail(error)
+            except Exception:
+                incident = uuid.uuid4().hex[:12]
+                logging.getLogger(__name__).exception("incident %s", incident)
+                sink.fail(ServerError(ErrorCode.INTERNAL, "request", f"incident {incident}"))
+
+    def finalize(self) -> None:
+        """Triton is unloading the model: answer what is open, then end both threads."""
+        self._pipeline.stop()
+        self._thread.join(JOIN_TIMEOUT_S)
+        self._responder.close()
+
+    def _take(self, request: pb_utils.InferenceRequest, sink: TritonSink) -> None:
+        tensors = read_inputs(request)
+        if STATS_INPUT in tensors:
+            asyncio.run_coroutine_threadsafe(self._answer_statistics(sink), self._loop)
+            return
+        parameters = json.loads(request.parameters() or "{}")
+        sink.generation = parse_request(tensors, parameters, self._context)
+        self._responder.watch(sink)
+        self._pipeline.submit(sink.generation, sink)
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._pipeline.run())
+
+    def _on_round(self, stats: RoundStats) -> None:
+        self._statistics.add(stats)
+        self._responder.poll_cancelled()
+
+    async def _answer_statistics(self, sink: TritonSink) -> None:
+        report = await self._statistics.report(self._pipeline.snapshot())
+        sink.finish_tensors({"stats": np.array([json.dumps(report).encode()], np.object_)})
+
+
+def _engine(drafter: str, lease: Lease, timeout_us: int) -> BlsEngineClient:
+    return BlsEngineClient(drafter, BlsModel(drafter_model_name(drafter), lease, timeout_us))
+
+
+def _limits(manifest: EngineManifest, slots: int) -> EngineLimits:
+    """`slots` of this model's configuration and of the target's are one number (0 here means the engine's default)."""
+    return EngineLimits(manifest.max_step_tokens, manifest.usable_context, manifest.vocab_size, slots or EngineOptions().slots)
