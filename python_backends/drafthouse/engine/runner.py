@@ -15,8 +15,7 @@ from drafthouse.engine.contract import EngineError, RowResult, RowStatus, StepCa
 from drafthouse.engine.manifest import EngineManifest
 from drafthouse.engine.session import BoundStep, Session
 from drafthouse.sampling.bans import BanTable, end_ban
-from drafthouse.sampling.choose import Ban, Choices, Segment, choose, log_probs_of
-from drafthouse.sampling.noise import NoiseCache
+from drafthouse.sampling.choose import Ban, Choices, Chooser, Segment
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -37,13 +36,13 @@ class _Round:
 
 
 class Runner:
-    """Owns what a network call needs besides the slots: the session, the noise, the bans."""
+    """Owns what a network call needs besides the slots: the session, the chooser, the bans."""
 
     def __init__(self, session: Session, manifest: EngineManifest, min_step_tokens: int, token_bytes: Sequence[bytes]) -> None:
         self._session = session
         self._min_step_tokens = min_step_tokens
         self._writer = InputWriter(manifest.context_len)
-        self._noise = NoiseCache(manifest.vocab_size)
+        self._chooser = Chooser(manifest.vocab_size)
         self._bans = BanTable(token_bytes)
         self._offsets = np.arange(manifest.context_len)
         self.session_ns = 0  # inside the session since the caller last set it to zero
@@ -68,7 +67,7 @@ class Runner:
         self._timed(step)
         for task in tasks:
             task.entry.commit(task.row)
-        scores = [_prompt_score(step.logits[row], task) if call.return_prompt_logprob else (0.0, 0) for row, task in enumerate(tasks)]
+        scores = [self._prompt_score(step.logits[row], task) if call.return_prompt_logprob else (0.0, 0) for row, task in enumerate(tasks)]
         rounds = self._choose_all(run, step, call) if call.num_steps else []
         return [self._answer(task, row, rounds, scores[row]) for row, task in enumerate(tasks)]
 
@@ -107,6 +106,13 @@ class Runner:
             return self._offsets[task.base : task.base + task.num_draft + 1]
         return task.base + np.concatenate(([0], task.shape.depth))
 
+    def _prompt_score(self, logits: FloatArray, task: Task) -> tuple[float, int]:
+        """Sum of log p over the committed tokens whose predecessor was computed in this call, and how many there were."""
+        predicted = task.row.tokens[task.reused + 1 : task.row.num_committed].astype(np.int64)
+        if not len(predicted):
+            return 0.0, 0
+        return float(self._chooser.log_probs_of(logits[: len(predicted)], predicted).sum(dtype=np.float64)), len(predicted)
+
     def _answer(self, task: Task, row: int, rounds: Sequence[_Round], score: tuple[float, int]) -> RowResult:
         if not rounds:
             return replace(empty_result(RowStatus.OK, task.base), prompt_logprob=score[0], num_scored=score[1])
@@ -132,7 +138,7 @@ class Runner:
             if params.bad_words or (params.end_id != NO_TOKEN and task.base < params.min_end_position):
                 bans += self._bans_of(task, first, place.tolist(), is_extension)
             first += len(place)
-        return choose(logits, segments, self._noise, call.num_candidates, bans)
+        return self._chooser.choose(logits, segments, call.num_candidates, bans)
 
     def _bans_of(self, task: Task, first: int, positions: Sequence[int], is_extension: bool) -> list[Ban]:
         """What each of the row's output nodes (logits rows from ``first`` on) must not choose, given its own path."""
@@ -154,12 +160,6 @@ def _output_logits(step: BoundStep, tasks: Sequence[Task]) -> FloatArray:
         return step.logits.reshape(-1, step.logits.shape[2])
     parts = [step.logits[row, task.num_new - task.num_draft - 1 : task.num_new] for row, task in enumerate(tasks)]
     return np.concatenate(parts)
-
-
-def _prompt_score(logits: FloatArray, task: Task) -> tuple[float, int]:
-    """Sum of log p over the committed tokens whose predecessor was computed in this call, and how many there were."""
-    predicted = task.row.tokens[task.reused + 1 : task.row.num_committed].astype(np.int64)
-    return float(log_probs_of(logits[: len(predicted)], predicted).sum(dtype=np.float64)), len(predicted)
 
 
 def _joined(parts: Sequence[NDArray[Scalar]]) -> NDArray[Scalar]:

@@ -6,7 +6,6 @@ text independent of drafters, batch and scheduling: the target chooses at every 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +13,10 @@ from numpy.typing import NDArray
 from drafthouse.core.sampling_params import SamplingParams
 from drafthouse.sampling.filters import MAX_ROWS, surviving_tokens
 from drafthouse.sampling.noise import NoiseCache, gumbel_at
+from drafthouse.sampling.scratch import Scratch
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
-Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,52 +45,132 @@ class Choices:
     candidate_probs: FloatArray  # [M, C]
 
 
-def choose(
-    logits: FloatArray, segments: Sequence[Segment], noise: NoiseCache, num_candidates: int = 0, bans: Sequence[Ban] = ()
-) -> Choices:
-    """Chooses at every node of ``logits [M, V]``; the segments' nodes come in the order of the rows.
+class Chooser:
+    """Chooses tokens of one vocabulary. What it keeps (noise, work arrays) makes it faster and never changes a choice."""
 
-    Candidates are ranked by the same noisy score, survivors of the filters first; what the filters took away follows by its logit.
-    Ties go to the lower token id. Greedy requests (temperature 0) take the highest logit.
-    """
-    scores = _without_banned(logits, bans)
-    if all(segment.params.temperature == 0 for segment in segments):
-        temperatures = None
-        ranked, is_scratch = scores, scores is not logits
-    else:
-        temperatures = _per_node([segment.params.temperature for segment in segments], segments, np.float32)
-        scores = scores / np.where(temperatures > 0, temperatures, np.float32(1))[:, None]
-        ranked, is_scratch = _noisy_scores(scores, segments, temperatures, noise), True
-    top = _best(ranked, scores, max(1, num_candidates), is_scratch)
-    log_total = _log_sum_exp(logits)
-    nodes = np.arange(len(logits))[:, None]
-    chosen = logits[nodes, top]
-    logprobs = chosen[:, 0] - log_total
-    if not num_candidates:
-        return Choices(top[:, 0].astype(np.int32), logprobs, np.empty((len(top), 0), np.int32), np.empty((len(top), 0), np.float32))
-    if temperatures is not None:
-        divisor = np.where(temperatures > 0, temperatures, np.float32(1))[:, None]
-        log_total = _log_sum_exp(logits / divisor)
-        chosen = chosen / divisor
-    return Choices(top[:, 0].astype(np.int32), logprobs, top.astype(np.int32), np.exp(chosen - log_total[:, None]))
+    def __init__(self, vocab_size: int) -> None:
+        self._noise = NoiseCache(vocab_size)
+        self._scratch = Scratch(vocab_size)
+
+    def choose(self, logits: FloatArray, segments: Sequence[Segment], num_candidates: int = 0, bans: Sequence[Ban] = ()) -> Choices:
+        """Chooses at every node of ``logits [M, V]``; the segments' nodes come in the order of the rows.
+
+        Candidates are ranked by the same noisy score, survivors of the filters first; what the filters took away follows by its logit.
+        Ties go to the lower token id. Greedy requests (temperature 0) take the highest logit. Candidate probabilities are those of
+        softmax(logits / temperature) before bans and filters (of softmax(logits) at temperature 0).
+        """
+        allowed = _without_banned(logits, bans)
+        groups = _groups(segments)
+        top = np.empty((len(logits), max(1, num_candidates)), np.int64)
+        probs = np.empty((len(logits), num_candidates), np.float32)
+        for group in groups:
+            nodes = slice(None) if len(groups) == 1 else group.nodes()
+            ranked, scaled = self._scores(group, allowed[nodes])
+            best = top[nodes] = self._best(ranked, scaled, top.shape[1])
+            if num_candidates:
+                plain = scaled if not bans else logits[nodes] / group.temperature
+                probs[nodes] = np.exp(np.take_along_axis(plain, best, axis=1) - self._log_sum_exp(plain)[:, None])
+        sampled = top[:, 0]
+        candidates = top[:, :num_candidates].astype(np.int32)
+        return Choices(sampled.astype(np.int32), self.log_probs_of(logits, sampled), candidates, probs)
+
+    def log_probs_of(self, logits: FloatArray, token_ids: IntArray) -> FloatArray:
+        """Natural log-softmax ``[n]`` of ``logits [n, V]`` at one token id per row."""
+        picked: FloatArray = logits[np.arange(len(logits)), token_ids] - self._log_sum_exp(logits)
+        return picked
+
+    def _scores(self, group: "_Group", logits: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """What to rank the group's ``logits [n, V]`` by (-inf where filtered), and logits / temperature."""
+        params = group.segments[0].params
+        if params.temperature == 0:
+            return logits, logits
+        scaled = np.divide(logits, group.temperature, out=self._scratch.floats("scaled", len(logits)))
+        ranked = self._scratch.floats("ranked", len(logits))
+        if params.top_k > 0 or params.top_p < 1.0:
+            ranked.fill(-np.inf)
+            for start in range(0, len(scaled), MAX_ROWS):
+                self._rank_survivors(group, scaled, ranked, slice(start, start + MAX_ROWS))
+        else:
+            keys = [(part.params.seed, position) for part in group.segments for position in part.positions.tolist()]
+            self._noise.write_rows(keys, ranked)
+            ranked += scaled
+        return ranked, scaled
+
+    def _rank_survivors(self, group: "_Group", scaled: FloatArray, ranked: FloatArray, part: slice) -> None:
+        """Writes the noisy scores of what passes the filters into ``ranked``, for the nodes in ``part``."""
+        params = group.segments[0].params
+        weights = self._weights(scaled[part])
+        total = weights.sum(axis=1, dtype=np.float64)
+        is_listed = self._scratch.bools(len(weights))
+        rows, token_ids = surviving_tokens(scaled[part], weights, total, params.top_k, params.top_p, is_listed)
+        nodes = rows + part.start
+        scores = scaled[nodes, token_ids]
+        contested = (np.bincount(rows) > 1)[rows]  # a single survivor needs no noise to win
+        if contested.any():
+            owner = np.repeat(np.arange(len(group.segments)), [len(segment.positions) for segment in group.segments])[nodes[contested]]
+            positions = np.concatenate([segment.positions for segment in group.segments])[nodes[contested]]
+            seeds = [segment.params.seed for segment in group.segments]
+            scores[contested] += gumbel_at(seeds, owner, positions, token_ids[contested])
+        ranked[nodes, token_ids] = scores
+
+    def _weights(self, scores: FloatArray) -> FloatArray:
+        """``exp(scores - max)`` per row, in work memory."""
+        weights = np.subtract(scores, scores.max(axis=1, keepdims=True), out=self._scratch.floats("weights", len(scores)))
+        np.exp(weights, out=weights)
+        return weights
+
+    def _log_sum_exp(self, logits: FloatArray) -> FloatArray:
+        total: FloatArray = np.log(self._weights(logits).sum(axis=1)) + logits.max(axis=1)
+        return total
+
+    def _best(self, ranked: FloatArray, fallback: FloatArray, count: int) -> IntArray:
+        """Token ids ``[n, count]`` from the highest rank down; where only -inf is left, the highest ``fallback`` not yet taken."""
+        top = np.empty((len(ranked), count), np.int64)
+        top[:, 0] = ranked.argmax(axis=1)
+        if count == 1:
+            return top
+        work = self._scratch.floats("work", len(ranked))
+        np.copyto(work, ranked)
+        nodes = np.arange(len(ranked))
+        exhausted = np.zeros((len(ranked), count), np.bool_)
+        for place in range(1, count):
+            work[nodes, top[:, place - 1]] = -np.inf
+            top[:, place] = work.argmax(axis=1)
+            exhausted[:, place] = work[nodes, top[:, place]] == -np.inf
+        if exhausted.any():
+            for node in np.flatnonzero(exhausted[:, -1]):
+                _fill(top[node], fallback[node], int(count - exhausted[node].sum()))
+        return top
 
 
-def log_probs_of(logits: FloatArray, token_ids: IntArray) -> FloatArray:
-    """Natural log-softmax ``[n]`` of ``logits [n, V]`` at one token id per row."""
-    picked: FloatArray = logits[np.arange(len(logits)), token_ids] - _log_sum_exp(logits)
-    return picked
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Nodes that share temperature and filters."""
+
+    segments: list[Segment]
+    first_nodes: list[int]  # of each segment
+
+    @property
+    def temperature(self) -> np.float32:
+        """What to divide logits by: 1 for greedy requests."""
+        return np.float32(self.segments[0].params.temperature or 1.0)
+
+    def nodes(self) -> IntArray:
+        ranges = [np.arange(first, first + len(part.positions)) for first, part in zip(self.first_nodes, self.segments, strict=True)]
+        return np.concatenate(ranges)
 
 
-def _log_sum_exp(logits: FloatArray) -> FloatArray:
-    peak = logits.max(axis=1, keepdims=True)
-    shifted = logits - peak
-    np.exp(shifted, out=shifted)
-    total: FloatArray = np.log(shifted.sum(axis=1)) + peak[:, 0]
-    return total
-
-
-def _per_node(values: Sequence[float], segments: Sequence[Segment], dtype: type[Scalar]) -> NDArray[Scalar]:
-    return np.repeat(np.array(values, dtype), [len(segment.positions) for segment in segments])
+def _groups(segments: Sequence[Segment]) -> list[_Group]:
+    groups: dict[tuple[float, int, float], _Group] = {}
+    first = 0
+    for segment in segments:
+        params = segment.params
+        key = (params.temperature, params.top_k, params.top_p) if params.temperature else (0.0, 0, 1.0)
+        group = groups.setdefault(key, _Group([], []))
+        group.segments.append(segment)
+        group.first_nodes.append(first)
+        first += len(segment.positions)
+    return list(groups.values())
 
 
 def _without_banned(logits: FloatArray, bans: Sequence[Ban]) -> FloatArray:
@@ -104,49 +183,10 @@ def _without_banned(logits: FloatArray, bans: Sequence[Ban]) -> FloatArray:
     return scores
 
 
-def _noisy_scores(scaled: FloatArray, segments: Sequence[Segment], temperatures: FloatArray, noise: NoiseCache) -> FloatArray:
-    """Scores ``[M, V]`` to rank by: plain where greedy, with noise elsewhere, -inf where a filter took a token away."""
-    ranked = scaled.copy()
-    top_k = _per_node([segment.params.top_k for segment in segments], segments, np.int64)
-    top_p = _per_node([segment.params.top_p for segment in segments], segments, np.float64)
-    seeds = [segment.params.seed for segment in segments]
-    seed_of = np.repeat(np.arange(len(segments)), [len(segment.positions) for segment in segments])
-    positions = np.concatenate([segment.positions for segment in segments])
-    sampled = temperatures > 0
-    filtered = sampled & ((top_k > 0) | (top_p < 1.0))
-    unfiltered = np.flatnonzero(sampled & ~filtered)
-    if len(unfiltered):
-        ranked[unfiltered] += noise.rows([(seeds[seed_of[node]], int(positions[node])) for node in unfiltered])
-    nodes = np.flatnonzero(filtered)
-    for start in range(0, len(nodes), MAX_ROWS):
-        part = nodes[start : start + MAX_ROWS]
-        rows, token_ids = surviving_tokens(scaled[part], top_k[part], top_p[part])
-        survivors = part[rows]
-        ranked[part] = -np.inf
-        values = scaled[survivors, token_ids]
-        ranked[survivors, token_ids] = values + gumbel_at(seeds, seed_of[survivors], positions[survivors], token_ids)
-    return ranked
-
-
-def _best(ranked: FloatArray, fallback: FloatArray, count: int, is_scratch: bool) -> IntArray:
-    """Token ids ``[M, count]`` from the highest rank down; where only -inf is left, the highest ``fallback`` that was not taken."""
-    if count == 1:
-        best_only: IntArray = ranked.argmax(axis=1)[:, None]
-        return best_only
-    top = np.empty((len(ranked), count), np.int64)
-    nodes = np.arange(len(ranked))
-    work = ranked if is_scratch else ranked.copy()
-    exhausted = np.zeros((len(ranked), count), np.bool_)
-    for place in range(count):
-        best = work.argmax(axis=1)
-        exhausted[:, place] = work[nodes, best] == -np.inf
-        work[nodes, best] = -np.inf
-        top[:, place] = best
-    for node in np.flatnonzero(exhausted.any(axis=1)):
-        taken = top[node, ~exhausted[node]]
-        rest = fallback[node].copy()
-        rest[taken] = -np.inf
-        for place in range(len(taken), count):
-            top[node, place] = rest.argmax()
-            rest[top[node, place]] = -np.inf
-    return top
+def _fill(top: IntArray, fallback: FloatArray, taken: int) -> None:
+    """Completes ``top`` from place ``taken`` on with the highest ``fallback`` scores that it does not hold yet."""
+    rest = fallback.copy()
+    rest[top[:taken]] = -np.inf
+    for place in range(taken, len(top)):
+        top[place] = rest.argmax()
+        rest[top[place]] = -np.inf

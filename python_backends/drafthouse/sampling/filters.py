@@ -17,50 +17,67 @@ MAX_ROWS = 1 << 12
 MAX_VOCAB = 1 << 20
 _ID_BITS = np.uint64(20)
 _ROW_SHIFT = np.uint64(52)
+_ID_MASK = np.uint64(MAX_VOCAB - 1)
+# Share of the mass that a token must have to be looked at: a list of the tokens above it holds most nuclei at the first try.
+_SHARES = (1e-3, 1e-4)
+_ROUNDING = 1e-9
 
 
-def surviving_tokens(scaled: FloatArray, top_k: IntArray, top_p: DoubleArray) -> tuple[IntArray, IntArray]:
-    """Rows and token ids that pass both filters, each row from the best token down.
+def surviving_tokens(
+    scaled: FloatArray, weights: FloatArray, total: DoubleArray, top_k: int, top_p: float, is_listed: BoolArray
+) -> tuple[IntArray, IntArray]:
+    """Rows and token ids that pass both filters, by row, each row from its best token down.
 
-    ``scaled [F, V]`` is logits / temperature, -inf where banned; ``top_k [F]`` (0 = all) applies first; ``top_p [F]`` keeps the smallest
-    set whose mass, after top-k, is at least that. Equal scores are ranked by token id. F and V are at most MAX_ROWS and MAX_VOCAB.
+    ``scaled [F, V]`` is logits / temperature, -inf where banned; ``weights [F, V]`` its exponential up to a factor per row, with row sums
+    ``total [F]``. ``top_k`` (0 = all) applies first; ``top_p`` then keeps the smallest set that has at least that share of what top-k
+    left. Equal scores are ranked by token id. F and V are at most MAX_ROWS and MAX_VOCAB. ``is_listed [F, V]`` is work memory.
     """
-    weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    total = weights.sum(axis=1, dtype=np.float64)
-    rows, ids = _sorted_pairs(scaled, _shortlist(scaled, weights, total, top_k, top_p))
+    rows, ids = _sorted(scaled, _highest(scaled, top_k, is_listed) if top_k > 0 else _heavy(weights, total, top_p, is_listed))
     counts = np.bincount(rows, minlength=len(scaled))
     rank = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    padded = np.zeros((len(scaled), int(counts.max())), np.float64)
-    padded[rows, rank] = np.where((top_k[rows] > 0) & (rank >= top_k[rows]), 0.0, weights[rows, ids])
-    mass = np.cumsum(padded, axis=1)
-    total = np.where(top_k > 0, mass[:, -1], total)
-    limit = np.where(top_p < 1.0, top_p * total, np.inf)
-    keep = (mass - padded)[rows, rank] < limit[rows]
-    keep &= (top_k[rows] == 0) | (rank < top_k[rows])
+    keep = rank < (top_k or len(rows))
+    if top_p < 1.0:
+        if not keep.all():  # ties at the k-th place
+            rows, ids, rank = rows[keep], ids[keep], rank[keep]
+        mass = np.zeros((len(scaled), int(rank.max()) + 1), np.float64)
+        mass[rows, rank] = weights[rows, ids]
+        before = np.cumsum(mass, axis=1)
+        limit = top_p * (before[:, -1] if top_k > 0 else total)
+        before -= mass
+        keep = before[rows, rank] < limit[rows]
     return rows[keep], ids[keep]
 
 
-def _shortlist(scaled: FloatArray, weights: FloatArray, total: DoubleArray, top_k: IntArray, top_p: DoubleArray) -> BoolArray:
-    """Few tokens per row ``[F, V]`` that are sure to hold the survivors, because sorting a whole vocabulary is slow."""
-    vocab_size = scaled.shape[1]
-    # All tokens below (1 - p) / V together weigh less than 1 - p, so none of them is needed; halved for rounding.
-    floor = 0.5 * total * (1.0 - top_p) / vocab_size
-    shortlist: BoolArray = weights >= floor.astype(np.float32)[:, None]
-    for k in np.unique(top_k[top_k > 0]):
-        chosen = np.flatnonzero(top_k == k)
-        split = vocab_size - min(int(k), vocab_size)
-        least = np.partition(scaled[chosen], split, axis=1)[:, split]
-        shortlist[chosen] = scaled[chosen] >= least[:, None]
-    shortlist &= scaled > -np.inf
-    return shortlist
+def _highest(scaled: FloatArray, top_k: int, is_listed: BoolArray) -> IntArray:
+    """Flat indices of the top_k best tokens of each row, with all ties at the last place."""
+    split = scaled.shape[1] - min(top_k, scaled.shape[1])
+    least = np.partition(scaled, split, axis=1)[:, split, None]
+    least = np.maximum(least, np.finfo(np.float32).min)  # a banned token is never among the best
+    return np.flatnonzero(np.greater_equal(scaled, least, out=is_listed))
 
 
-def _sorted_pairs(scaled: FloatArray, shortlist: BoolArray) -> tuple[IntArray, IntArray]:
-    """Rows and token ids of the shortlist by row, then score from high to low, then token id: one sort of packed keys."""
-    rows, ids = np.nonzero(shortlist)
-    bits = (scaled[rows, ids] + np.float32(0)).view(np.int32)  # adding 0 turns -0.0 into 0.0
+def _heavy(weights: FloatArray, total: DoubleArray, top_p: float, is_listed: BoolArray) -> IntArray:
+    """Flat indices of few tokens per row that are sure to hold its nucleus, because sorting a whole vocabulary is slow."""
+    vocab_size = weights.shape[1]
+    # The tokens below a share of (1 - p) / V together have less than 1 - p, so none of them is needed; halved for rounding.
+    least_share = 0.5 * (1.0 - top_p) / vocab_size
+    share = np.full(len(weights), _SHARES[0])
+    for next_share in (*_SHARES[1:], least_share):
+        flat = np.flatnonzero(np.greater(weights, (share * total).astype(np.float32)[:, None], out=is_listed))
+        mass = np.bincount(flat // vocab_size, weights=weights.reshape(-1)[flat], minlength=len(weights))
+        too_few = mass <= (top_p + _ROUNDING) * total
+        if not too_few.any():
+            return flat
+        share[too_few] = next_share
+    return np.flatnonzero(np.greater(weights, (share * total).astype(np.float32)[:, None], out=is_listed))
+
+
+def _sorted(scaled: FloatArray, flat: IntArray) -> tuple[IntArray, IntArray]:
+    """Rows and token ids of flat indices, by row, then score from high to low, then token id: one sort of packed keys."""
+    rows, ids = np.divmod(flat, scaled.shape[1])
+    bits = (scaled.reshape(-1)[flat] + np.float32(0)).view(np.int32)  # adding 0 turns -0.0 into 0.0
     ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    descending = (0x7FFFFFFF - ascending.astype(np.int64)).astype(np.uint64)
-    keys = (rows.astype(np.uint64) << _ROW_SHIFT) | (descending << _ID_BITS) | ids.astype(np.uint64)
+    descending = (0x7FFFFFFF - ascending.astype(np.int64)).view(np.uint64)
+    keys = (rows.view(np.uint64) << _ROW_SHIFT) | (descending << _ID_BITS) | ids.view(np.uint64)
     keys.sort()
-    return (keys >> _ROW_SHIFT).astype(np.int64), (keys & np.uint64(MAX_VOCAB - 1)).astype(np.int64)
+    return (keys >> _ROW_SHIFT).view(np.int64), (keys & _ID_MASK).view(np.int64)

@@ -19,8 +19,8 @@ IntArray = NDArray[np.int64]
 
 LANES = 4  # words per counter: token id = 4 * block + lane
 _UNIT = 2.0**-32
-# Rows drawn at once: enough to hide numpy's cost per call, few enough for the working set to stay in a core's cache.
-_KEYS_PER_DRAW = 8
+# Counters encrypted at once: enough to hide numpy's cost per call, few enough for the working set to stay in a core's cache.
+_COUNTERS_PER_DRAW = 8192
 
 _schedule = lru_cache(maxsize=4096)(key_schedule)
 
@@ -53,25 +53,28 @@ class NoiseCache:
     def __init__(self, vocab_size: int, capacity_bytes: int = 8 << 20) -> None:
         self._vocab_size = vocab_size
         self._capacity = max(1, capacity_bytes // (4 * vocab_size))
+        self._keys_per_draw = max(1, _COUNTERS_PER_DRAW // -(-vocab_size // LANES))
         self._rows: OrderedDict[tuple[int, int], FloatArray] = OrderedDict()
 
-    def rows(self, keys: Sequence[tuple[int, int]]) -> FloatArray:
-        """Noise ``[len(keys), V]`` for (seed, position) pairs."""
+    def write_rows(self, keys: Sequence[tuple[int, int]], out: FloatArray) -> None:
+        """Fills ``out [len(keys), V]`` with the noise of (seed, position) pairs."""
         missing = list(dict.fromkeys(key for key in keys if key not in self._rows))
         drawn: dict[tuple[int, int], FloatArray] = {}
-        for start in range(0, len(missing), _KEYS_PER_DRAW):
-            drawn |= self._draw(missing[start : start + _KEYS_PER_DRAW])
-        result = np.empty((len(keys), self._vocab_size), np.float32)
+        while missing:
+            part, missing = missing[: self._keys_per_draw], missing[self._keys_per_draw :]
+            # A draw costs about the same when it is full: the positions that follow will be asked for next.
+            seed, position = part[-1]
+            part += [(seed, position + step) for step in range(1, 1 + self._keys_per_draw - len(part))]
+            drawn |= self._draw(part)
         for index, key in enumerate(keys):
             row = drawn.get(key)
             if row is None:
                 row = self._rows[key]
                 self._rows.move_to_end(key)
-            result[index] = row
+            out[index] = row
         self._rows.update(drawn)
         while len(self._rows) > self._capacity:
             self._rows.popitem(last=False)
-        return result
 
     def _draw(self, keys: Sequence[tuple[int, int]]) -> dict[tuple[int, int], FloatArray]:
         blocks = -(-self._vocab_size // LANES)
