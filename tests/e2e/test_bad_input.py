@@ -89,7 +89,8 @@ def assert_all_free(client: Client) -> None:
     stats = client.stats()
     assert stats["running"] == 0
     assert stats["queue_len"] == 0
-    assert stats["slots_free"] == stats["slots_total"]
+    for name, engine in stats["engines"].items():
+        assert engine["slots_free"] == engine["slots_total"], name
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.over_http], ids=lambda case: case.name)
