@@ -50,18 +50,14 @@ class TargetLink:
 
     async def step(self, call: StepCall) -> StepResult:
         """One call; raises EngineError when the target does not answer."""
-        released = self.releases.pending()
         try:
-            result = await self._client.step(call, released)
+            result = await self._call(call)
         except EngineError:
             self.num_failures += 1
             self.num_failed_batches += bool(call.rows)
             raise
-        self.num_failures = 0
         if call.rows:
             self.num_failed_batches = 0
-        self.releases.confirm(released)
-        self.slots_free, self.slots_total = result.slots_free, result.slots_total
         return result
 
     async def revive(self) -> None:
@@ -74,11 +70,19 @@ class TargetLink:
         if len(self.releases) == 0:
             return True
         try:
-            await self.step(StepCall(rows=()))
+            await self._call(StepCall(rows=()))
         except EngineError as error:
             logger.warning("the target did not take releases: %s", error)
             return False
         return True
+
+    async def _call(self, call: StepCall) -> StepResult:
+        released = self.releases.pending()
+        result = await self._client.step(call, released)
+        self.num_failures = 0
+        self.releases.confirm(released)
+        self.slots_free, self.slots_total = result.slots_free, result.slots_total
+        return result
 
 
 class FusionLink:

@@ -29,9 +29,9 @@ class DraftStage:
         started_ns = time.perf_counter_ns()
         for state in states:
             state.draft = None
-        drafting = [state for state in states if self.budget(state) > 0]
+        drafting = [state for state in states if self._budget(state) > 0]
         await self._routes.first(drafting)
-        rows = [row for state in drafting if (row := self._row(state, self.budget(state), state.num_tokens)) is not None]
+        rows = [row for state in drafting if (row := self._row(state, self._budget(state), state.num_tokens)) is not None]
         if rows:
             await self._propose(drafting, rows, stats)
         stats.draft_wall_ns += time.perf_counter_ns() - started_ns
@@ -41,7 +41,7 @@ class DraftStage:
         reading: list[RequestState] = []
         rows: list[DraftRow] = []
         for state, end in zip(states, ends, strict=True):
-            if state.num_output_tokens == 0 and self.budget(state) > 0:
+            if state.num_output_tokens == 0 and self._wanted(state) > 0:
                 row = self._row(state, 0, end)
                 if row is not None:
                     reading.append(state)
@@ -54,12 +54,15 @@ class DraftStage:
             state.prompt_logprob += answer.prompt_logprob
             state.num_scored += answer.num_scored
 
-    def budget(self, state: RequestState) -> int:
-        """Longest draft that makes sense now: beyond `max_tokens` or the engine's limits nothing could be used."""
-        if not state.allowed.any():
-            return 0
-        wanted = state.request.num_draft_tokens
-        return max(0, min(self._config.num_draft_tokens if wanted is None else wanted, state.num_remaining - 1, self._max_nodes(state)))
+    def _wanted(self, state: RequestState) -> int:
+        """Longest draft of which every token could be emitted."""
+        asked = state.request.num_draft_tokens
+        wanted = self._config.num_draft_tokens if asked is None else asked
+        return min(wanted, state.num_remaining - 1) if state.allowed.any() else 0
+
+    def _budget(self, state: RequestState) -> int:
+        """Longest draft that also fits the target's next call."""
+        return min(self._wanted(state), self._max_nodes(state))
 
     def _max_nodes(self, state: RequestState) -> int:
         return min(self._limits.max_step_tokens - state.num_uncached, self._limits.usable_context - state.num_tokens)

@@ -1,0 +1,117 @@
+"""Drafters that are right about two times in three, fused into trees with branches."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from drafthouse.core.tree import DraftTree
+from drafthouse.engine.contract import RowStatus
+from drafthouse.fusion.contract import DraftCall, DraftResult, DraftRow, DraftRowResult
+from drafthouse.routing.contract import RouteResult, RouteRow
+from fakes.pipeline_model import VOCAB_SIZE, next_token, path_hash
+
+DRAFTERS = ("code", "math", "drama", "general")
+
+
+class FakeFusion:
+    """Keeps each drafter's committed tokens, and checks that what it is sent continues them."""
+
+    def __init__(self, num_drafters: int = len(DRAFTERS)) -> None:
+        self.num_drafters = num_drafters
+        self.held: list[dict[int, list[int]]] = [{} for _ in range(num_drafters)]
+        self.calls: list[DraftCall] = []
+        self.failing = False
+        self.alive = [True] * num_drafters
+        self.edit_tree: Callable[[DraftTree], DraftTree] = lambda tree: tree
+
+    async def draft(self, call: DraftCall) -> DraftResult:
+        await asyncio.sleep(0)
+        if self.failing:
+            raise RuntimeError("fusion is gone")
+        for uid in call.release_uids:
+            for held in self.held:
+                held.pop(uid, None)
+        if call.rows:
+            self.calls.append(call)
+        return DraftResult([self._row(row) for row in call.rows], draft_session_ns=500)
+
+    def _row(self, row: DraftRow) -> DraftRowResult:
+        assert row.weights.shape == (self.num_drafters,)
+        assert row.weights.dtype == np.float32
+        assert (row.weights > 0).any()
+        status = np.full(self.num_drafters, RowStatus.ABSENT, np.int32)
+        cached_len = np.zeros(self.num_drafters, np.int32)
+        scored = np.zeros(self.num_drafters, np.int32)
+        path: list[int] | None = None
+        workers: list[int] = []
+        for drafter in np.flatnonzero(row.weights > 0).tolist():
+            if not self.alive[drafter]:
+                continue
+            held = self.held[drafter].get(row.request_uid, [])
+            if row.prefix_len > len(held):
+                status[drafter], cached_len[drafter] = RowStatus.NEEDS_PREFILL, len(held)
+                continue
+            tokens = held[: row.prefix_len] + row.tokens.tolist()
+            assert tokens[: len(held)] == held[: len(tokens)]
+            scored[drafter] = max(len(tokens) - len(held), 0)
+            self.held[drafter][row.request_uid] = path = tokens
+            status[drafter], cached_len[drafter] = RowStatus.OK, len(tokens)
+            workers.append(drafter)
+        tree, proposals = self._tree(row, path, workers)
+        log_prob = np.array([-float(drafter + 1) * scored[drafter] for drafter in range(self.num_drafters)], np.float32)
+        probs = np.where(proposals >= 0, np.float32(0.5), np.float32(0.0))
+        return DraftRowResult(self.edit_tree(tree), status, cached_len, proposals, probs, log_prob, scored)
+
+    def _tree(self, row: DraftRow, path: list[int] | None, workers: Sequence[int]) -> tuple[DraftTree, np.ndarray]:
+        num_steps = row.num_draft_tokens if path is not None else 0
+        proposals = np.full((self.num_drafters, num_steps), -1, np.int32)
+        trunk: list[int] = []
+        branches: list[tuple[int, int, int]] = []  # token, parent, drafter
+        for step in range(num_steps):
+            assert path is not None
+            here = [*path, *trunk]
+            proposed = [_guess(here, drafter, row) for drafter in workers]
+            proposals[workers, step] = proposed
+            trunk.append(proposed[0])
+            for drafter, token in zip(workers[1:], proposed[1:], strict=True):
+                if token != trunk[-1] and (token, step - 1) not in {(branch[0], branch[1]) for branch in branches}:
+                    branches.append((token, step - 1, drafter))
+        tokens = [*trunk, *(token for token, _, _ in branches)]
+        parents = [*range(-1, len(trunk) - 1), *(parent for _, parent, _ in branches)]
+        sources = [*(workers[:1] * len(trunk)), *(drafter for _, _, drafter in branches)]
+        confidence = np.full(len(tokens), 0.5, np.float32)
+        return DraftTree(np.array(tokens, np.int32), np.array(parents, np.int32), confidence, np.array(sources, np.int32)), proposals
+
+
+def _guess(path: list[int], drafter: int, row: DraftRow) -> int:
+    right = next_token(path, row.sampling)
+    if path_hash(path, salt=drafter + 77) % 3 > 0:
+        return right
+    return 1 + (right + drafter) % (VOCAB_SIZE - 1)
+
+
+class FakeRouter:
+    """Prefers the drafters that predicted the prompt best, then moves on by one each time it is told of a round."""
+
+    def __init__(self) -> None:
+        self.calls: list[Sequence[RouteRow]] = []
+        self.failing = False
+
+    async def route(self, rows: Sequence[RouteRow]) -> Sequence[RouteResult]:
+        await asyncio.sleep(0)
+        if self.failing:
+            raise RuntimeError("the router is gone")
+        self.calls.append(rows)
+        return [self._result(row) for row in rows]
+
+    def _result(self, row: RouteRow) -> RouteResult:
+        num_drafters = len(row.allowed)
+        assert row.proposals.shape == row.proposal_probs.shape == (num_drafters, len(row.target_tokens))
+        weights = np.zeros(num_drafters, np.float32)
+        first = 0 if np.isnan(row.scores).all() else int(row.scores[0]) + 1
+        for offset in range(2):
+            weights[(first + offset) % num_drafters] = 1.0
+        if not (weights * row.allowed).any():
+            weights[:] = row.allowed
+        return RouteResult(np.full(num_drafters, first, np.float32), weights)

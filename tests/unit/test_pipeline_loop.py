@@ -1,0 +1,188 @@
+"""The shape of the loop: its length, its calls, prefill in chunks, what the router hears, configuration, policies."""
+
+import ast
+import inspect
+import math
+
+import numpy as np
+import pytest
+
+from drafthouse.core.errors import ClientError, ErrorCode
+from drafthouse.pipeline import book, loop, stage_draft, stage_route, stage_target
+from drafthouse.pipeline.config import Mode, PipelineConfig
+from drafthouse.scheduling.contract import Policy, Schedulable
+from drafthouse.scheduling.fcfs import FirstComeFirstServed
+from drafthouse.scheduling.registry import POLICIES, PolicyRegistry
+from fakes.pipeline_fusion import DRAFTERS
+from fakes.pipeline_harness import async_test, make_request, running
+from fakes.pipeline_model import next_token
+
+
+def test_the_main_loop_and_every_function_are_short() -> None:
+    for module in (loop, book, stage_draft, stage_route, stage_target):
+        source = inspect.getsource(module)
+        assert len(source.splitlines()) <= 300
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                assert node.end_lineno - node.lineno < 40, f"{module.__name__}.{node.name}"
+
+
+@async_test
+async def test_a_long_prompt_is_prefilled_in_chunks_and_read_by_the_drafters_beside() -> None:
+    prompt = [1 + item % 17 for item in range(70)]
+    async with running(PipelineConfig()) as rig:
+        await rig.generate(make_request(prompt, 1))
+        assert [row.num_committed for call in rig.target.calls for row in call.rows] == [32, 32, 6]
+        assert [call.num_steps for call in rig.target.calls] == [0, 0, 1]
+        assert rig.fusion.calls == []  # of one token nothing can be drafted
+        await rig.generate(make_request(prompt, 9, end_id=-1))
+        intake = [row for call in rig.fusion.calls for row in call.rows if row.num_draft_tokens == 0]
+        assert [len(row.tokens) for row in intake] == [32, 32, 6]
+        assert [row.prefix_len for row in intake] == [0, 32, 64]
+        assert all((row.weights == 1.0).all() for row in intake)
+
+
+@async_test
+async def test_prefill_of_many_prompts_keeps_within_the_round_s_budget() -> None:
+    async with running(PipelineConfig(max_prefill_tokens=40)) as rig:
+        await rig.generate(*(make_request([1 + item % 17 for item in range(30)], 3) for _ in range(4)))
+        prefills = [call for call in rig.target.calls if call.rows[0].prefix_len == 0]
+        assert [len(call.rows) for call in prefills] == [1, 1, 1, 1]
+
+
+@async_test
+async def test_the_router_hears_prompt_scores_first_and_each_verified_round_once() -> None:
+    async with running() as rig:
+        request = make_request((1, 2, 3, 4), 40, end_id=-1)
+        (sink,) = await rig.generate(request)
+        first, *later = (row for rows in rig.router.calls for row in rows)
+        assert first.prompt_logprob.tolist() == [-1.0, -2.0, -3.0, -4.0]
+        assert np.isnan(first.scores).all()
+        assert first.proposals.shape == (len(DRAFTERS), 0)
+        num_drafted_rounds = sum(row.num_draft_tokens > 0 for call in rig.fusion.calls for row in call.rows)
+        assert len(later) == num_drafted_rounds - 1  # the last round's news has nobody to serve
+        output = [*request.prompt_ids, *sink.output_ids]
+        for row in later:
+            reached = row.target_tokens[row.target_tokens >= 0].tolist()
+            assert reached
+            starts = [start for start in range(4, len(output)) if output[start : start + len(reached)] == reached]
+            assert any(next_token(output[:start], request.sampling) == reached[0] for start in starts)
+        # Weights move on with the router's answers: one round old, so each pair works twice at most.
+        weights = [tuple(row.weights) for call in rig.fusion.calls for row in call.rows if row.num_draft_tokens > 0]
+        assert len(set(weights)) == len(DRAFTERS)
+        assert all(sum(weight > 0 for weight in row) == 2 for row in weights)
+
+
+@pytest.mark.parametrize(
+    ("mode", "pinned", "expected"),
+    [
+        (Mode.SINGLE_DRAFTER, (), {"general"}),
+        (Mode.COLLABORATIVE, ("math",), {"math"}),
+        (Mode.COLLABORATIVE, ("code", "math"), {"code", "math"}),
+        (Mode.TARGET_ONLY, (), set()),
+    ],
+)
+@async_test
+async def test_who_drafts(mode: Mode, pinned: tuple[str, ...], expected: set[str]) -> None:
+    async with running(PipelineConfig(mode=mode)) as rig:
+        await rig.generate(make_request(max_tokens=30, end_id=-1, drafters=pinned))
+        workers = {DRAFTERS[index] for call in rig.fusion.calls for row in call.rows for index in np.flatnonzero(row.weights).tolist()}
+        assert workers == expected
+        assert bool(rig.router.calls) == (len(expected) > 1)
+        assert rig.pipeline.snapshot().mode == mode
+
+
+@async_test
+async def test_without_a_router_two_drafters_share_the_work() -> None:
+    async with running(router=None) as rig:
+        await rig.generate(make_request(max_tokens=10, end_id=-1))
+        weights = {tuple(row.weights) for call in rig.fusion.calls for row in call.rows if row.num_draft_tokens > 0}
+        assert weights == {(1.0, 1.0, 0.0, 0.0)}
+
+
+def test_configuration_is_parsed_strictly() -> None:
+    config = PipelineConfig.parse({"mode": "single_drafter", "single_drafter": "math", "num_draft_tokens": "3", "max_queue_size": "0"})
+    assert (config.mode, config.single_drafter, config.num_draft_tokens, config.max_queue_size) == (Mode.SINGLE_DRAFTER, "math", 3, 0)
+    assert PipelineConfig.parse({}) == PipelineConfig()
+    assert config.usable_drafters(DRAFTERS) == ("math",)
+    assert PipelineConfig(slots=9).max_active(4) == 4
+    assert PipelineConfig(slots=3).max_active(4) == 3
+    assert PipelineConfig().max_active(4) == 4
+
+
+@pytest.mark.parametrize(
+    ("parameters", "field", "named"),
+    [
+        ({"num_draft_token": "3"}, "num_draft_token", "max_num_draft_tokens, max_prefill_tokens"),
+        ({"mode": "colaborative"}, "mode", "collaborative, single_drafter, target_only"),
+        ({"num_draft_tokens": "${k}"}, "num_draft_tokens", "an integer"),
+        ({"num_draft_tokens": "-1"}, "num_draft_tokens", "at least 0"),
+        ({"num_draft_tokens": "17"}, "num_draft_tokens", "max_num_draft_tokens (16)"),
+        ({"max_num_draft_tokens": "65"}, "max_num_draft_tokens", "at most 64"),
+        ({"default_deadline_ms": "0"}, "default_deadline_ms", "at least 1"),
+        ({"policy": "fifo"}, "policy", "fcfs"),
+    ],
+)
+def test_configuration_refuses(parameters: dict[str, str], field: str, named: str) -> None:
+    with pytest.raises(ClientError) as caught:
+        PipelineConfig.parse(parameters)
+    assert caught.value.field == field
+    assert named in str(caught.value)
+
+
+def test_a_single_drafter_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ClientError, match=r"field=single_drafter value='tao' allowed=one of code, math"):
+        PipelineConfig(mode=Mode.SINGLE_DRAFTER, single_drafter="tao").usable_drafters(DRAFTERS)
+
+
+def test_policy_names_are_unique_and_unknown_ones_are_answered_with_the_known() -> None:
+    registry = PolicyRegistry()
+    registry.register("a", FirstComeFirstServed)
+    registry.register("b", FirstComeFirstServed)
+    with pytest.raises(ValueError, match="twice"):
+        registry.register("a", FirstComeFirstServed)
+    with pytest.raises(ClientError, match="allowed=one of a, b") as caught:
+        registry.create("c")
+    assert caught.value.code is ErrorCode.UNSUPPORTED
+
+
+class _Candidate:
+    """Figures about one request, as a policy sees them."""
+
+    def __init__(self, sequence_no: int, is_running: bool) -> None:
+        self.request_uid = 100 - sequence_no
+        self.sequence_no = sequence_no
+        self.priority = sequence_no % 3
+        self.prompt_len = 5
+        self.num_output_tokens = 7 - sequence_no % 7
+        self.max_tokens = 20
+        self.num_verifications = sequence_no
+        self.num_accepted = 1
+        self.is_running = is_running
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES.names if not name.startswith("test-")])
+@pytest.mark.parametrize("capacity", [1, 3, 8, 20])
+def test_every_policy_keeps_the_contract(name: str, capacity: int) -> None:
+    policy: Policy = POLICIES.create(name)
+    candidates: list[Schedulable] = [_Candidate(number, is_running=number < 3) for number in (4, 1, 7, 0, 3, 9, 2)]
+    chosen = policy.select(candidates, capacity)
+    assert policy.name == name
+    assert len(chosen) == min(capacity, len(candidates)) == len({candidate.request_uid for candidate in chosen})
+    assert all(candidate in candidates for candidate in chosen)
+    assert policy.select([], capacity) == []
+
+
+def test_fcfs_keeps_the_running_and_admits_the_oldest() -> None:
+    candidates = [_Candidate(number, is_running=number < 3) for number in (4, 1, 7, 0, 3, 9, 2)]
+    assert [candidate.sequence_no for candidate in FirstComeFirstServed().select(candidates, 5)] == [0, 1, 2, 3, 4]
+
+
+@async_test
+async def test_the_log_has_one_summary_line_per_request(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="drafthouse.pipeline.book"):
+        async with running() as rig:
+            await rig.generate(*(make_request((1, item), 5) for item in range(1, 4)))
+    assert len([record for record in caplog.records if "draft tokens accepted" in record.getMessage()]) == 3
+    assert math.isfinite(rig.pipeline.snapshot().sums.wall_ns)

@@ -1,0 +1,231 @@
+"""The text is the target's own, whoever drafts, joins, leaves or fails meanwhile."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from drafthouse.core.tree import DraftTree
+from drafthouse.engine.contract import EngineLimits, RowStatus, StepRow
+from drafthouse.pipeline.config import Mode, PipelineConfig
+from drafthouse.pipeline.contract import FinishReason, GenerationRequest
+from drafthouse.scheduling.contract import S
+from drafthouse.scheduling.registry import POLICIES
+from fakes.pipeline_harness import Rig, async_test, make_request, reference_ids, reference_text, running
+from fakes.pipeline_model import VOCAB_SIZE
+from fakes.pipeline_sink import FakeSink
+from fakes.pipeline_target import FakeTarget
+
+
+def expect_reference(request: GenerationRequest, sink: FakeSink) -> None:
+    assert sink.error is None, str(sink.error)
+    assert sink.num_finals == 1
+    assert sink.output_ids == reference_ids(request)
+    assert sink.text == reference_text(request)
+    assert sum(chunk.num_output_tokens for chunk in sink.chunks) == len(sink.output_ids)
+    ended_early = len(sink.output_ids) < request.max_tokens
+    assert sink.chunks[-1].finish_reason in ([FinishReason.STOP] if ended_early else [FinishReason.STOP, FinishReason.LENGTH])
+    if request.return_log_probs:
+        assert sum(len(chunk.log_probs) for chunk in sink.chunks) == len(sink.output_ids)
+
+
+def random_requests(rng: random.Random, count: int) -> list[GenerationRequest]:
+    requests = []
+    for _ in range(count):
+        prompt = [rng.randrange(1, 18) for _ in range(rng.choice([1, 2, 5, 31, 32, 33, 80]))]
+        changes: dict[str, object] = {
+            "stream": rng.random() < 0.5,
+            "num_draft_tokens": rng.choice([None, 0, 1, 5, 16]),
+            "temperature": rng.choice([0.0, 0.8]),
+            "seed": rng.randrange(5),
+            "return_log_probs": rng.random() < 0.5,
+            "drafters": rng.choice([(), (), ("math",), ("code", "general")]),
+            "stop_words": rng.choice([(), ("gh",), ("é", "abc")]),
+        }
+        max_tokens = rng.choice([1, 2, 7, 40])
+        requests.append(make_request(prompt, max_tokens, min_tokens=rng.choice([0, min(5, max_tokens)]), **changes))
+    return requests
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("num_draft_tokens", [0, 5])
+@async_test
+async def test_random_batches_give_the_reference_text(mode: Mode, num_draft_tokens: int) -> None:
+    rng = random.Random(f"{mode} {num_draft_tokens}")
+    async with running(PipelineConfig(mode=mode, num_draft_tokens=num_draft_tokens, max_prefill_tokens=40)) as rig:
+        requests = random_requests(rng, 40)
+        sinks: list[FakeSink] = []
+        for request in requests:  # joining at any moment, leaving whenever they end
+            sinks.append(rig.submit(request))
+            for _ in range(rng.randrange(12)):
+                await asyncio.sleep(0)
+        await asyncio.gather(*(sink.done.wait() for sink in sinks))
+        for request, sink in zip(requests, sinks, strict=True):
+            expect_reference(request, sink)
+        assert max(len(call.rows) for call in rig.target.calls) == rig.target.limits.slots
+        drafted = rig.pipeline.snapshot().sums.num_drafted
+        assert (drafted > 0) == (mode is not Mode.TARGET_ONLY)
+
+
+@async_test
+async def test_two_interleaved_requests_give_what_two_serial_ones_give() -> None:
+    first, second = make_request((1, 2, 3), 30), make_request((4, 5), 30)
+    async with running() as rig:
+        together = await rig.generate(first, second)
+    async with running() as rig:
+        alone = [(await rig.generate(request))[0] for request in (first, second)]
+    assert [sink.text for sink in together] == [sink.text for sink in alone]
+
+
+@async_test
+async def test_speculation_saves_target_calls_and_the_figures_agree() -> None:
+    request = make_request((7, 7, 2), 60, end_id=-1, return_perf_metrics=True)
+    async with running(PipelineConfig(num_draft_tokens=0)) as rig:
+        await rig.generate(request)
+        num_plain_calls = len(rig.target.calls)
+        assert rig.fusion.calls == []
+    assert num_plain_calls == 60  # one prefill, whose sample is the first token, and one call for each of the others
+    async with running() as rig:
+        (sink,) = await rig.generate(request)
+        assert len(rig.target.calls) < num_plain_calls / 1.8
+        sums = rig.pipeline.snapshot().sums
+        num_verifications = len(rig.target.calls) - 1
+        assert sums.num_verified_rows == num_verifications
+        assert sums.num_prefill_emitted == 1
+        assert sums.num_verified_emitted == 59 == sums.num_accepted + num_verifications
+        assert (sums.verify_session_ns, sums.prefill_session_ns) == (1000 * num_verifications, 1000)
+        assert sums.draft_session_ns == 500 * (len(rig.fusion.calls) - 1)  # one call took in the prompt
+        perf = sink.chunks[-1].perf
+        assert perf is not None
+        assert (perf.total_draft_tokens, perf.total_accepted_draft_tokens) == (sums.num_drafted, sums.num_accepted)
+        sources = [source for chunk in sink.chunks for source in chunk.token_sources]
+        assert sum(source >= 0 for source in sources) == sums.num_accepted
+        assert [stats.num_emitted for stats in rig.rounds] == [len(chunk.output_ids) for chunk in sink.chunks] or not request.stream
+
+
+@async_test
+async def test_nothing_is_drafted_that_could_not_be_emitted() -> None:
+    async with running() as rig:
+        await rig.generate(make_request(max_tokens=1), make_request(max_tokens=2), make_request(max_tokens=4, end_id=-1))
+        longest = [row.num_draft_tokens for call in rig.fusion.calls for row in call.rows]
+        assert max(longest) <= 2  # of 4 tokens one comes from prefill, one is the bonus of verification
+
+
+@async_test
+async def test_drafts_fit_the_engine_however_small_its_calls_are() -> None:
+    limits = EngineLimits(max_step_tokens=4, usable_context=60, vocab_size=VOCAB_SIZE, slots=2)
+    async with running(target=FakeTarget(limits)) as rig:  # the fake refuses what does not fit
+        requests = [make_request([1 + item % 17 for item in range(9)], 51, num_draft_tokens=16, end_id=-1) for _ in range(3)]
+        for request, sink in zip(requests, await rig.generate(*requests), strict=True):
+            expect_reference(request, sink)
+
+
+@async_test
+async def test_a_reloaded_target_heals_in_mid_stream() -> None:
+    target = FakeTarget()
+
+    def reload_now_and_then(call_number: int) -> None:
+        if call_number % 7 == 5:
+            target.reload()
+
+    target.before_call = reload_now_and_then
+    async with running(target=target) as rig:
+        requests = [make_request((1, 2, item), 50, end_id=-1, stream=True) for item in range(1, 5)]
+        for request, sink in zip(requests, await rig.generate(*requests), strict=True):
+            expect_reference(request, sink)
+
+
+@async_test
+async def test_a_cache_that_shrinks_at_random_costs_rounds_and_no_text() -> None:
+    target, rng = FakeTarget(), random.Random(3)
+
+    def forget_some(row: StepRow) -> RowStatus | None:
+        held = target.held.get(row.request_uid)
+        if held is not None and rng.random() < 0.2:
+            del held[rng.randrange(len(held)) :]
+        return None
+
+    target.row_status = forget_some
+    async with running(target=target) as rig:
+        requests = [make_request([1 + item % 17 for item in range(40)], 40) for _ in range(4)]
+        for request, sink in zip(requests, await rig.generate(*requests), strict=True):
+            expect_reference(request, sink)
+
+
+class _MostRecentFirst:
+    """A policy that preempts at every arrival, and at every turn of the clock."""
+
+    name = "test-most-recent-first"
+    uses_priority = False
+
+    def __init__(self) -> None:
+        self._turn = 0
+
+    def select(self, candidates: Sequence[S], capacity: int) -> list[S]:
+        self._turn += 1
+        ordered = sorted(candidates, key=lambda candidate: -candidate.sequence_no)
+        shift = self._turn // 5 % len(ordered) if ordered else 0
+        return (ordered[shift:] + ordered[:shift])[:capacity]
+
+
+@async_test
+async def test_preemption_changes_no_text() -> None:
+    if _MostRecentFirst.name not in POLICIES.names:
+        POLICIES.register(_MostRecentFirst.name, _MostRecentFirst)
+    async with running(PipelineConfig(policy=_MostRecentFirst.name, slots=2)) as rig:
+        requests = [make_request([item] * 40, 40, end_id=-1, stream=True) for item in range(1, 7)]
+        for request, sink in zip(requests, await rig.generate(*requests), strict=True):
+            expect_reference(request, sink)
+        assert rig.pipeline.snapshot().num_preempted > 5
+
+
+def _broken_trees() -> list[DraftTree]:
+    def tree(tokens: list[int], parents: list[int]) -> DraftTree:
+        size = len(tokens)
+        return DraftTree(np.array(tokens, np.int32), np.array(parents, np.int32), np.zeros(size, np.float32), np.zeros(size, np.int32))
+
+    return [tree([1, 2], [1, 0]), tree([1, 2], [-1, -2]), tree([1, 99], [-1, 0]), tree([-1], [-1]), tree([1] * 3, [-1, 0, 2])]
+
+
+@pytest.mark.parametrize("broken", _broken_trees())
+@async_test
+async def test_a_malformed_draft_is_dropped(broken: DraftTree) -> None:
+    request = make_request(max_tokens=12)
+    async with running() as rig:
+        rig.fusion.edit_tree = lambda tree: broken if len(tree) else tree
+        expect_reference(request, (await rig.generate(request))[0])
+        assert rig.pipeline.snapshot().sums.num_drafted == 0
+
+
+async def _trouble(rig: Rig, name: str) -> None:
+    if name == "fusion fails":
+        rig.fusion.failing = True
+    elif name == "router fails":
+        rig.router.failing = True
+    elif name == "one drafter is gone":
+        rig.fusion.alive[0] = False
+    elif name == "all drafters are gone":
+        rig.fusion.alive[:] = [False] * len(rig.fusion.alive)
+    elif name == "drafters forget":
+        for held in rig.fusion.held:
+            held.clear()
+
+
+@pytest.mark.parametrize("trouble", ["fusion fails", "router fails", "one drafter is gone", "all drafters are gone", "drafters forget"])
+@pytest.mark.parametrize("from_start", [True, False])
+@async_test
+async def test_trouble_with_speculation_never_shows(trouble: str, from_start: bool) -> None:
+    requests = [make_request((1, 2, item), 40, end_id=-1, stream=True) for item in range(1, 7)]
+    async with running() as rig:
+        if from_start:
+            await _trouble(rig, trouble)
+        sinks = [rig.submit(request) for request in requests]
+        while not sinks[0].chunks:
+            await asyncio.sleep(0)
+        await _trouble(rig, trouble)
+        await asyncio.gather(*(sink.done.wait() for sink in sinks))
+        for request, sink in zip(requests, sinks, strict=True):
+            expect_reference(request, sink)
+        rig.fusion.failing = False
