@@ -28,7 +28,7 @@ class SubCommand:
 COMMANDS = (
     SubCommand("serve", "start Triton with a model repository and keep it up", "drafthouse.launcher.serve"),
     SubCommand("build", "turn Hugging Face checkpoints into engines and a model repository", "drafthouse_build.cli"),
-    SubCommand("train-demo", "train the demo's target and drafters from corpora in a folder", "drafthouse_build.train_demo"),
+    SubCommand("train-demo", "train the demo's target and drafters from corpora in a folder", "drafthouse_build.demo.train"),
     SubCommand("generate", "complete a prompt on a running server", "drafthouse_client.generate"),
     SubCommand("demo", "serve the demo models and compare speculation on and off", "drafthouse_client.demo"),
     SubCommand("bench", "measure a running or freshly started server", "drafthouse_load.bench"),

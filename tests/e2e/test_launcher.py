@@ -138,6 +138,25 @@ def test_grpc_refuses_a_load_without_the_key_and_takes_it_with(echo_server: Trit
     assert eventually(lambda: ask(echo_server)["heard"] == "hello")
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.unload_model("echo"),
+        lambda client: client.get_model_repository_index(),
+        lambda client: client.register_system_shared_memory("x", "/x", 8),
+        lambda client: client.get_log_settings(),
+        lambda client: client.update_trace_settings(settings={"trace_file": "x"}),
+    ],
+    ids=["unload", "index", "shared memory", "logging", "trace"],
+)
+def test_grpc_control_calls_without_the_key_are_refused(
+    echo_server: TritonServer, call: Callable[[grpcclient.InferenceServerClient], object]
+) -> None:
+    with grpcclient.InferenceServerClient(echo_server.grpc_address) as client, pytest.raises(InferenceServerException, match="restricted"):
+        call(client)
+    assert ask(echo_server)["heard"] == "hello"
+
+
 def test_with_the_key_a_load_is_done(echo_server: TritonServer) -> None:
     assert post(echo_server, LOAD, {}, echo_server.control_headers) == 200
 
