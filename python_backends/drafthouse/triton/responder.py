@@ -35,7 +35,7 @@ class Responder:
         """Queue a job. Never blocks."""
         self._jobs.put(job)
 
-    def watch(self, sink: "TritonSink") -> None:
+    def watch(self, sink: TritonSink) -> None:
         """Poll this client until it has its last answer."""
         self.post(lambda: self._watched.update({id(sink): sink}))
 

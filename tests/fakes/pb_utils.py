@@ -1,0 +1,114 @@
+"""`triton_python_backend_utils` for tests without a server: hand-written, only names that the real module has.
+
+tests/e2e/test_fakes.py compares the names below with those of the real module inside a running stub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
+
+
+class TritonModelException(Exception):
+    """Raised by the backend itself."""
+
+
+class TritonError:
+    """An error with one of Triton's codes."""
+
+    UNKNOWN, INTERNAL, NOT_FOUND, INVALID_ARG, UNAVAILABLE, UNSUPPORTED, ALREADY_EXISTS, CANCELLED = range(8)
+
+    def __init__(self, message: str, code: int = INTERNAL) -> None:
+        self._message, self._code = message, code
+
+    def message(self) -> str:
+        return self._message
+
+    def code(self) -> int:
+        return self._code
+
+
+class Tensor:
+    def __init__(self, name: str, array: np.ndarray) -> None:
+        self._name, self._array = name, array
+
+    def name(self) -> str:
+        return self._name
+
+    def as_numpy(self) -> np.ndarray:
+        return self._array
+
+
+class InferenceResponse:
+    def __init__(self, output_tensors: Sequence[Tensor] = (), error: TritonError | None = None) -> None:
+        self._tensors, self._error = list(output_tensors), error
+
+    def output_tensors(self) -> list[Tensor]:
+        return self._tensors
+
+    def has_error(self) -> bool:
+        return self._error is not None
+
+    def error(self) -> TritonError | None:
+        return self._error
+
+
+class InferenceResponseSender:
+    """Remembers what was sent; `client_gone` is what is_cancelled answers."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[InferenceResponse | None, int]] = []
+        self.client_gone = False
+
+    def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
+        if any(f & TRITONSERVER_RESPONSE_COMPLETE_FINAL for _, f in self.sent):
+            raise TritonModelException("Unable to send response. Response sender has been closed.")
+        self.sent.append((response, flags))
+
+    def is_cancelled(self) -> bool:
+        return self.client_gone
+
+
+class InferenceRequest:
+    """A request as `execute` gets it."""
+
+    def __init__(
+        self,
+        model_name: str = "",
+        inputs: Sequence[Tensor] = (),
+        requested_output_names: Sequence[str] = (),
+    ) -> None:
+        self._model_name, self._inputs, self._outputs = model_name, list(inputs), list(requested_output_names)
+        self._sender = InferenceResponseSender()
+
+    def inputs(self) -> list[Tensor]:
+        return self._inputs
+
+    def requested_output_names(self) -> list[str]:
+        return self._outputs
+
+    def model_name(self) -> str:
+        return self._model_name
+
+    def get_response_sender(self) -> InferenceResponseSender:
+        return self._sender
+
+
+class Logger:
+    @staticmethod
+    def log_info(message: str) -> None: ...
+
+    @staticmethod
+    def log_warn(message: str) -> None: ...
+
+    @staticmethod
+    def log_error(message: str) -> None: ...
+
+
+def load_model(model_name: str) -> None: ...
+
+
+def unload_model(model_name: str) -> None: ...
