@@ -30,6 +30,7 @@ class ModelEngine:
 
     def __init__(self, session: Session, manifest: EngineManifest, options: EngineOptions, token_bytes: Sequence[bytes] = ()) -> None:
         """``token_bytes`` by token id; without them a row with ``bad_words`` is refused."""
+        self.token_bytes = token_bytes
         self._session = session
         self._limits = EngineLimits(manifest.max_step_tokens, manifest.usable_context, manifest.vocab_size, options.slots)
         self._checker = RowChecker(self._limits, bool(token_bytes))
