@@ -41,7 +41,7 @@ class Services:
     router: Router | None = None
     drafter_names: tuple[str, ...] = ()  # in the repository's order: the index is a drafter's number everywhere
     on_target_lost: Callable[[], Awaitable[None]] | None = None  # asked to bring the target back; may take seconds
-    on_round: Callable[[RoundStats], None] | None = None  # hears about every round
+    on_round: Callable[[RoundStats], None] | None = None  # hears about every round, failed ones included
 
 
 class Pipeline:
@@ -99,15 +99,17 @@ class Pipeline:
         """Prefill one chunk, draft, verify; what is committed is sent at once."""
         started_ns = time.perf_counter_ns()
         stats = RoundStats()
-        await self._target.revive()
-        await self._prefill.run(active, stats)
-        self._book.settle(active)
-        decoding = [state for state in active if state.is_running and not self._prefill.is_due(state)]
-        await self._draft.run(decoding, stats)
-        await self._verify.run(decoding, stats)
-        self._book.settle(active)
-        stats.wall_ns = time.perf_counter_ns() - started_ns
-        self._observe(stats)
+        try:
+            await self._target.revive()
+            await self._prefill.run(active, stats)
+            self._book.settle(active)
+            decoding = [state for state in active if state.is_running and not self._prefill.is_due(state)]
+            await self._draft.run(decoding, stats)
+            await self._verify.run(decoding, stats)
+            self._book.settle(active)
+        finally:
+            stats.wall_ns = time.perf_counter_ns() - started_ns
+            self._observe(stats)
         if not stats.made_progress:
             await asyncio.sleep(PAUSE_WITHOUT_PROGRESS_S)
 
