@@ -22,7 +22,7 @@ from drafthouse_client.paint import legend, stats_line, token_byte_lengths
 
 # The first prompt of each domain is the one that is streamed to the terminal; all of them are measured.
 PROMPTS: Mapping[str, tuple[str, ...]] = {
-    "code": ("def read_config(path):\n    with open(path) as file:\n", "def find_all(self, name, default=None):\n    if"),
+    "code": ("def read_config(path):\n    with open(path", "def find_all(self, name, default=None):\n    if"),
     "math": (
         "Question: Mia has 24 apples. She gives 9 to her friend and buys 6 more. How many apples does she have now?\nAnswer:",
         "Question: A train travels 60 miles an hour for 3 hours. How far does it travel?\nAnswer:",
@@ -146,10 +146,11 @@ def about_the_models(repository: Path, drafters: Sequence[str]) -> str:
     sizes = [engine_manifest(repository, f"drafter_{name}").get("num_params", 0) / _MILLION for name in drafters]
     if not target or not sizes or not all(sizes):
         return "Engine sizes are unknown: the repository was not written by `drafthouse build`."
+    drafts = ", ".join(f"{name} {size:.1f} M" for name, size in zip(drafters, sizes, strict=True))
     return (
-        f"Target: {target['num_params'] / _MILLION:.0f} M parameters, {target['precision']}; {len(sizes)} drafters of "
-        f"{min(sizes):.1f} to {max(sizes):.1f} M. The demo's target was trained small (about 11 M) and grown by "
-        "function-preserving expansion: added blocks and neurons change no output. So the text is that of the small model, "
-        "while a verification costs as much, next to its drafters, as it does in practice. The speed-up is real for these "
-        "shapes; it says nothing about the quality of the text."
+        f"Target: {target['num_params'] / _MILLION:.0f} M parameters, {target['precision']}; drafters: {drafts}. "
+        "The demo's target was trained small (about 11 M) and grown by function-preserving expansion: added blocks and "
+        "neurons change no output. So the text is that of the small model, while a verification costs as much, next to "
+        "its drafters, as it does in practice. The speed-up is real for these shapes; it says nothing about the quality "
+        "of the text."
     )

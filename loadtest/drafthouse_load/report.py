@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from drafthouse.core.errors import unsupported
@@ -22,10 +23,13 @@ def decode_table(report: Mapping[str, Any]) -> Table:
     """The headline figures of a decode report, one row per mode and, below each, per domain."""
     settings = report["settings"]
     title = f"{settings['precision']}, {settings['concurrency']} stream(s), {settings['max_tokens']} tokens, {report['hardware']['cpu']}"
-    columns = ("mode", "tokens/s", "× target only", "TTFT p50 ms", "tokens per round", "draft ms", "verify ms", "other ms", "other")
-    table = Table(title=title)
-    for at, column in enumerate(columns):
-        table.add_column(column, justify="right" if at else "left")
+    # Short headings and single spaces: the table fits 80 columns.
+    table = Table(
+        title=title, caption="TTFT p50, draft, verify and other in ms", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
+    table.add_column("mode", no_wrap=True)
+    for column in ("tok/s", "× base", "TTFT", "tok/round", "draft", "verify", "other", "share"):
+        table.add_column(column, justify="right", no_wrap=True)
     baseline = report["modes"].get("target_only")
     for name, mode in report["modes"].items():
         table.add_row(*_cells(name, mode, baseline), style="bold")
@@ -41,7 +45,7 @@ def _cells(name: str, own: Mapping[str, Any], baseline: Mapping[str, Any] | None
         name,
         f"{own['tokens_per_s']:.1f}",
         "" if speed_up is None else f"{speed_up:.2f}",
-        f"{own['ttft_ms_p50']:.1f}",
+        f"{own['ttft_ms_p50']:.0f}",
         f"{own['accepted_len_mean']:.2f}",
         *(f"{times[part]:.2f}" for part in ("draft", "verify", "other")),
         f"{own['other_share']:.0%}",

@@ -63,7 +63,7 @@ def test_the_models_are_described_from_their_manifests(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "engine.json").write_text(json.dumps({"num_params": num_params, "precision": "int8"}), encoding="utf-8")
     text = about_the_models(tmp_path, ("code", "math"))
-    assert "90 M parameters, int8; 2 drafters of 1.0 to 2.7 M" in text
+    assert "90 M parameters, int8; drafters: code 1.0 M, math 2.7 M." in text
     assert "function-preserving expansion" in text
     assert about_the_models(tmp_path, ("code", "docs")).startswith("Engine sizes are unknown")
     assert engine_manifest(tmp_path, "drafter_docs") == {}
