@@ -41,7 +41,8 @@ def row(
 
 
 def route(*rows: RouteRow, **options: float) -> list[RouteResult]:
-    router = PromptLikelihoodRouter(EMBEDDINGS, PromptLikelihoodOptions(**options))  # type: ignore[arg-type]
+    fixed = {"margin": 0.7, "decay": 0.9, "prior": 0.5, "sharpness": 1.0}
+    router = PromptLikelihoodRouter(EMBEDDINGS, PromptLikelihoodOptions(**{**fixed, **options}))  # type: ignore[arg-type]
     return list(asyncio.run(router.route(rows)))
 
 
