@@ -12,12 +12,13 @@ from typing import Any, Literal, get_args
 
 import onnx
 
+from drafthouse.engine.manifest import MANIFEST_NAME, EngineManifest
 from drafthouse_build.checkpoint import Checkpoint, Weights, sha256_of_files
 from drafthouse_build.config import LlamaConfig, parse_llama_config
 from drafthouse_build.errors import BuildError
 from drafthouse_build.expand import expand_to, plan_expansion
 from drafthouse_build.llama import check_shapes, export_llama, num_parameters
-from drafthouse_build.manifest import MANIFEST_NAME, EngineManifest, stored_build_key
+from drafthouse_build.manifest import stored_build_key, write_manifest
 from drafthouse_build.quantize import quantize_weights
 from drafthouse_build.tokenizer import TOKENIZER_FILES, highest_token_id, tokenizer_file
 
@@ -97,7 +98,7 @@ def build_engine(checkpoint: Checkpoint, output: Path, options: EngineOptions, d
     (output / MANIFEST_NAME).unlink(missing_ok=True)
     save_model(quantize_weights(graph) if options.precision == "int8" else graph, output / MODEL_NAME)
     copy_tokenizer(checkpoint, output)
-    _manifest(checkpoint, config, options, domain, key).write(output)
+    write_manifest(_manifest(checkpoint, config, options, domain, key), output)
     return True
 
 

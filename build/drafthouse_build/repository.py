@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +15,6 @@ from drafthouse_build.router_table import build_router_table
 from drafthouse_build.templates import DRAFTER_PREFIX, SHARED_MODELS, committed_drafters, copy_model, make_drafter, read_parameter
 from drafthouse_build.tokenizer import TOKENIZER_FILES, check_same_tokenizer, tokenizer_file
 
-DRAFTERS_NAME = "drafters.json"
 VERSION = "1"
 _DRAFTER_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
@@ -123,14 +121,11 @@ def _write_artefacts(
         outcomes.append(StepOutcome(model, built))
     with report("building the router's embedding table"):
         outcomes.append(StepOutcome("router", build_router_table(loaded["target"], output / "router" / VERSION)))
-    drafters = [{"name": name, "model": DRAFTER_PREFIX + name} for name in loaded if name != "target"]
-    ensemble = json.dumps({"drafters": drafters}, indent=2) + "\n"
-    written = {output / model / VERSION / DRAFTERS_NAME: ensemble.encode() for model in ("cosine", "fusion")}
-    for file in TOKENIZER_FILES:
-        source = loaded["target"].folder / file
-        if source.is_file():
-            written[output / "cosine" / VERSION / file] = source.read_bytes()
-    changed = [_write_if_changed(file, content) for file, content in written.items()]
+    changed = [
+        _write_if_changed(output / "cosine" / VERSION / file, (loaded["target"].folder / file).read_bytes())
+        for file in TOKENIZER_FILES
+        if (loaded["target"].folder / file).is_file()
+    ]
     outcomes.append(StepOutcome("cosine", any(changed)))
     return outcomes
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from drafthouse.engine.manifest import read_manifest
 from drafthouse_build.errors import BuildError
 from drafthouse_build.repository import StepOutcome, build_repository
 from drafthouse_build.router_table import project
 from fakes.onnx_llama import OnnxLlama
-from fakes.tiny_llama import tiny_config, tiny_tokenizer, write_checkpoint
+from fakes.tiny_llama import random_weights, tiny_config, tiny_tokenizer, write_checkpoint
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "model_repository"
 ENGINE_FILES = {"model.onnx", "engine.json", "tokenizer.json"}
@@ -46,9 +47,6 @@ def test_repository_elsewhere_is_complete(checkpoints: dict[str, Path], tmp_path
     for model in ("target", "drafter_law", "drafter_poems"):
         assert {file.name for file in (output / model / "1").iterdir()} >= ENGINE_FILES
     assert (output / "cosine/1/tokenizer.json").read_bytes() == (checkpoints["target"] / "tokenizer.json").read_bytes()
-    expected = [{"name": "law", "model": "drafter_law"}, {"name": "poems", "model": "drafter_poems"}]
-    for model in ("cosine", "fusion"):
-        assert json.loads((output / model / "1/drafters.json").read_text())["drafters"] == expected
 
 
 def test_configuration_names_the_new_drafters_and_slots(checkpoints: dict[str, Path], tmp_path: Path) -> None:
@@ -73,16 +71,14 @@ def test_configuration_names_the_new_drafters_and_slots(checkpoints: dict[str, P
 def test_engines_run_and_describe_themselves(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     output = tmp_path / "repository"
     build(checkpoints, output, precision="int8")
-    manifest = json.loads((output / "drafter_law/1/engine.json").read_text())
+    manifest = read_manifest(output / "drafter_law/1")
     llama = OnnxLlama(output / "drafter_law/1/model.onnx", rows=1)
-    assert llama.step(0, [[1, 2, 3]], [0]).shape == (1, 3, manifest["vocab_size"])
+    assert llama.step(0, [[1, 2, 3]], [0]).shape == (1, 3, manifest.vocab_size)
     assert (llama.num_layers, llama.num_kv_heads, llama.context_len, llama.head_dim) == (1, 2, 64, 16)
-    shape = {key: manifest[key] for key in ("num_layers", "num_kv_heads", "num_heads", "head_dim", "hidden_size", "context_len")}
-    assert shape == {"num_layers": 1, "num_kv_heads": 2, "num_heads": 6, "head_dim": 16, "hidden_size": 48, "context_len": 64}
-    assert manifest["precision"] == "int8"
-    assert manifest["domain"] == "law"
-    assert manifest["eos_token_ids"] == [0]
-    assert manifest["max_step_tokens"] == 16
+    assert (manifest.num_layers, manifest.num_kv_heads, manifest.num_heads, manifest.head_dim) == (1, 2, 6, 16)
+    assert (manifest.hidden_size, manifest.context_len, manifest.max_step_tokens) == (48, 64, 16)
+    assert (manifest.precision, manifest.domain, manifest.eos_token_ids) == ("int8", "law", (0,))
+    assert manifest.num_params == sum(tensor.size for tensor in random_weights(tiny_config(num_hidden_layers=1)).values())
 
 
 def test_second_build_does_nothing_and_a_changed_option_rebuilds(checkpoints: dict[str, Path], tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 pytestmark = pytest.mark.torch
 
 CONTEXT_LEN = 120
-# Logits of these models have a standard deviation of about 15, so this is a relative 1e-5 or better.
-TOLERANCE = 2e-4
+# Logits of these models have a standard deviation of about 2; the largest difference seen is 3.3e-5.
+TOLERANCE = 1e-4
 LLAMA3 = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 CONFIGS = {
     "grouped-tied": {},
