@@ -27,14 +27,12 @@ class Growth:
     Each tenth is represented by its median sample: one reading says little while a call is in flight.
     """
 
-    baseline_bytes: int  # second tenth
-    peak_bytes: int  # the largest of the later tenths
-    last_bytes: int  # the last tenth
+    tenths_bytes: tuple[int, ...]  # from the second tenth on, without tenths that have no sample
 
     @property
     def fraction(self) -> float:
-        """Growth of the largest later tenth over the baseline; negative when it shrank."""
-        return self.peak_bytes / self.baseline_bytes - 1.0
+        """Growth of the largest later tenth over the second one; negative when it shrank."""
+        return max(self.tenths_bytes[1:]) / self.tenths_bytes[0] - 1.0
 
 
 def growth(samples: Sequence[MemorySample], total: int) -> Growth | None:
@@ -42,10 +40,8 @@ def growth(samples: Sequence[MemorySample], total: int) -> Growth | None:
     tenths: dict[int, list[int]] = {}
     for sample in samples:
         tenths.setdefault(min(sample.finished * DECILES // total, DECILES - 1), []).append(sample.rss_bytes)
-    medians = [median(tenths[tenth]) for tenth in sorted(tenths) if tenth > 0]
-    if len(medians) < 2:
-        return None
-    return Growth(int(medians[0]), int(max(medians[1:])), int(medians[-1]))
+    medians = tuple(int(median(tenths[tenth])) for tenth in sorted(tenths) if tenth > 0)
+    return Growth(medians) if len(medians) > 1 else None
 
 
 @dataclass

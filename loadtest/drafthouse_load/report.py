@@ -28,7 +28,7 @@ def decode_table(report: Mapping[str, Any]) -> Table:
         title=title, caption="TTFT p50, draft, verify and other in ms", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )
     table.add_column("mode", no_wrap=True)
-    for column in ("tok/s", "× base", "TTFT", "tok/round", "draft", "verify", "other", "share"):
+    for column in ("tok/s", "× base", "TTFT", "tok/rnd", "draft", "verify", "other", "share"):
         table.add_column(column, justify="right", no_wrap=True)
     baseline = report["modes"].get("target_only")
     for name, mode in report["modes"].items():

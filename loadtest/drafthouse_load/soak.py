@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -152,11 +153,12 @@ def violations(log: SoakLog, stats: ServerStats, growths: Mapping[str, Growth], 
 
 def memory_table(growths: Mapping[str, Growth]) -> Table:
     """Resident memory per process."""
-    table = Table(title="resident memory, MiB")
-    for at, column in enumerate(("process", "second tenth", "largest later", "last tenth", "growth")):
-        table.add_column(column, justify="right" if at else "left")
+    table = Table(title="resident memory, MiB", box=box.SIMPLE_HEAD)
+    table.add_column("process", no_wrap=True)
+    for column in ("2nd tenth", "largest later", "last", "growth"):
+        table.add_column(column, justify="right")
     for name, growth in growths.items():
-        sizes = (growth.baseline_bytes, growth.peak_bytes, growth.last_bytes)
+        sizes = (growth.tenths_bytes[0], max(growth.tenths_bytes[1:]), growth.tenths_bytes[-1])
         table.add_row(name, *(f"{size / _MIB:.1f}" for size in sizes), f"{growth.fraction:+.1%}")
     return table
 

@@ -19,7 +19,7 @@ from fakes.triton_grpc import FakeTriton, Script, error, serving
 
 QUIET = Console(file=io.StringIO())
 IDLE = parse_stats(FakeBenchServer().stats())
-FLAT = {"target (pid 1)": Growth(baseline_bytes=1000, peak_bytes=1049, last_bytes=1000)}
+FLAT = {"target (pid 1)": Growth((1000, 1049, 1000))}
 
 
 def samples(*rss: int, total: int = 100) -> list[MemorySample]:
@@ -29,7 +29,7 @@ def samples(*rss: int, total: int = 100) -> list[MemorySample]:
 def test_growth_ignores_the_first_tenth() -> None:
     seen = growth(samples(1, 100, 100, 101, 102, 103, 104, 104, 104, 104), 100)
     assert seen is not None
-    assert (seen.baseline_bytes, seen.peak_bytes, seen.last_bytes) == (100, 104, 104)
+    assert seen.tenths_bytes == (100, 100, 101, 102, 103, 104, 104, 104, 104)
     assert seen.fraction == pytest.approx(0.04)
 
 
@@ -60,7 +60,7 @@ def test_every_violation_is_named() -> None:
     log = SoakLog()
     log.errors["INTERNAL field=target"] += 3
     raw: dict[str, Any] = FakeBenchServer(held_slots=2, silent_engine="drafter_math").stats() | {"running": 1}
-    grown = FLAT | {"fusion (pid 2)": Growth(1000, 1051, 1051)}
+    grown = FLAT | {"fusion (pid 2)": Growth((1000, 1051))}
     found = violations(log, parse_stats(raw), grown, SoakSettings())
     assert found == [
         "3 requests failed: INTERNAL field=target",
