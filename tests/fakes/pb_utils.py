@@ -77,11 +77,10 @@ class InferenceRequest:
 
     def __init__(
         self,
-        model_name: str = "",
         inputs: Sequence[Tensor] = (),
         requested_output_names: Sequence[str] = (),
     ) -> None:
-        self._model_name, self._inputs, self._outputs = model_name, list(inputs), list(requested_output_names)
+        self._inputs, self._outputs = list(inputs), list(requested_output_names)
         self._sender = InferenceResponseSender()
 
     def inputs(self) -> list[Tensor]:
@@ -89,9 +88,6 @@ class InferenceRequest:
 
     def requested_output_names(self) -> list[str]:
         return self._outputs
-
-    def model_name(self) -> str:
-        return self._model_name
 
     def get_response_sender(self) -> InferenceResponseSender:
         return self._sender

@@ -38,4 +38,4 @@ class InnerModel:
         except Exception as error:  # noqa: BLE001 - the border to Triton: a traceback must not reach a caller
             incident = uuid.uuid4().hex[:12]
             pb_utils.Logger.log_error(f"[drafthouse] incident {incident}: {type(error).__name__}: {error}")
-            return to_error(ServerError(ErrorCode.INTERNAL, request.model_name() or "model", f"incident {incident}"))
+            return to_error(ServerError(ErrorCode.INTERNAL, "model", f"incident {incident}"))

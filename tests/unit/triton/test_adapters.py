@@ -35,7 +35,7 @@ def call(model: InnerModel, x: int, secret: bytes | None = SECRET.encode()) -> p
     tensors = [pb_utils.Tensor("x", np.array([x]))]
     if secret is not None:
         tensors.append(pb_utils.Tensor(LEASE_SECRET.name, np.frombuffer(secret, np.uint8)))
-    (response,) = model.execute([pb_utils.InferenceRequest("doubler", tensors)])
+    (response,) = model.execute([pb_utils.InferenceRequest(tensors)])
     return response
 
 
@@ -102,7 +102,7 @@ def generation(**options: Any) -> GenerationRequest:  # noqa: ANN401
 
 
 def make_sink(responder: Responder, **options: Any) -> tuple[TritonSink, pb_utils.InferenceResponseSender]:  # noqa: ANN401
-    request = pb_utils.InferenceRequest("cosine", requested_output_names=COSINE.output_names)
+    request = pb_utils.InferenceRequest(requested_output_names=COSINE.output_names)
     sink = TritonSink(request, responder)
     sink.generation = generation(**options)
     return sink, request.get_response_sender()
