@@ -41,7 +41,9 @@ def guesses(truth: Sequence[int], prompt_len: int, seed: int, *, branches: bool 
 
     def draft(known: Sequence[int]) -> Draft:
         ahead = truth[len(known) - prompt_len :][:5]
-        tokens, parents, tip = [], [], -1
+        tokens: list[int] = []
+        parents: list[int] = []
+        tip = -1
         for true in ahead:
             wrong = (true + 1 + int(random.integers(VOCAB_SIZE - 1))) % VOCAB_SIZE
             kind = random.random()

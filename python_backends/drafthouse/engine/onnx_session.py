@@ -26,8 +26,19 @@ from drafthouse.engine.manifest import EngineManifest
 
 MODEL_NAME = "model.onnx"
 _BINDINGS_KEPT = 128
-# ONNX Runtime's exceptions share no base class of their own.
-_RUNTIME_ERRORS = (EPFail, Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile, NotFound, NotImplemented, RuntimeException)
+# ONNX Runtime's exceptions share no base class of their own; a call with bound inputs raises a plain RuntimeError.
+_RUNTIME_ERRORS = (
+    RuntimeError,
+    EPFail,
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    InvalidProtobuf,
+    NoSuchFile,
+    NotFound,
+    NotImplemented,
+    RuntimeException,
+)
 
 
 @dataclass(slots=True)

@@ -80,20 +80,18 @@ class Runner:
         each = np.arange(1, len(tasks) + 1)
         for _ in range(call.num_steps - 1):
             positions = [place[-1:] + 1 for place in positions]
-            self._feed_back(run, rounds[-1].last_tokens(), np.concatenate(positions) - 1)
-            logits = self._extension(run).logits[:, 0]
+            logits = self._feed_back(run, rounds[-1].last_tokens(), np.concatenate(positions) - 1)
             rounds.append(_Round(self._choose(logits, tasks, positions, call, is_extension=True), each))
         return rounds
 
-    def _extension(self, run: Run) -> BoundStep:
-        return self._session.bind(run.first_slot, len(run.tasks), self._min_step_tokens)
-
-    def _feed_back(self, run: Run, token_ids: NDArray[np.int32], positions: IntArray) -> None:
-        step = self._extension(run)
+    def _feed_back(self, run: Run, token_ids: NDArray[np.int32], positions: IntArray) -> FloatArray:
+        """Extends every row by one token, standing at ``positions [B]``; returns the logits ``[B, V]`` that follow it."""
+        step = self._session.bind(run.first_slot, len(run.tasks), self._min_step_tokens)
         self._writer.write_next(step, token_ids, positions)
         self._timed(step)
         for task, token_id in zip(run.tasks, token_ids.tolist(), strict=True):
             task.entry.extend_draft(token_id)
+        return step.logits[:, 0]
 
     def _timed(self, step: BoundStep) -> None:
         begin = time.perf_counter_ns()

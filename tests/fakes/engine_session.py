@@ -1,0 +1,91 @@
+"""A network that is arithmetic: it "predicts" from the tokens that a position really sees, and records every call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drafthouse.engine.contract import EngineError
+from drafthouse.engine.manifest import EngineManifest
+
+
+def fake_manifest(*, context_len: int = 32, max_step_tokens: int = 8, vocab_size: int = 50) -> EngineManifest:
+    return EngineManifest(1, 1, 1, 2, 2, vocab_size, context_len, max_step_tokens, (0,), "fp32", "w", "t", "fake", 1, "k")
+
+
+@dataclass
+class FakeStep:
+    """Buffers of one call; `run` is the network."""
+
+    session: FakeSession
+    first_slot: int
+    input_ids: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+    write_indices: NDArray[np.int64]
+    attn_mask: NDArray[np.bool_]
+    logits: NDArray[np.float32]
+
+    def run(self) -> None:
+        self.session.run(self)
+
+
+@dataclass
+class FakeSession:
+    """The cache row of a token holds the token itself; the next token is (sum of seen tokens + position) mod V.
+
+    `fail_at` and `nan_at` are slots whose next call fails, or answers NaN.
+    """
+
+    manifest: EngineManifest
+    slots: int
+    fail_at: set[int] = field(default_factory=set)
+    nan_at: set[int] = field(default_factory=set)
+    calls: list[tuple[int, int, int]] = field(default_factory=list)  # first slot, rows, tokens
+    copies: list[tuple[int, list[int], list[int]]] = field(default_factory=list)
+    cleared: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.cache = np.zeros((self.slots, self.manifest.context_len), np.int64)
+
+    @property
+    def pool_bytes(self) -> int:
+        return self.cache.nbytes
+
+    def bind(self, first_slot: int, num_rows: int, num_tokens: int) -> FakeStep:
+        shape = (num_rows, num_tokens)
+        mask = np.zeros((num_rows, 1, num_tokens, self.manifest.context_len), np.bool_)
+        logits = np.zeros((*shape, self.manifest.vocab_size), np.float32)
+        return FakeStep(self, first_slot, np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(num_rows, np.int64), mask, logits)
+
+    def copy_rows(self, slot: int, sources: NDArray[np.int64], destinations: NDArray[np.int64]) -> None:
+        self.copies.append((slot, sources.tolist(), destinations.tolist()))
+        self.cache[slot, destinations] = self.cache[slot, sources]
+
+    def clear_slot(self, slot: int) -> None:
+        self.cleared.append(slot)
+        self.cache[slot] = 0
+
+    def run(self, step: FakeStep) -> None:
+        num_rows, num_tokens = step.input_ids.shape
+        self.calls.append((step.first_slot, num_rows, num_tokens))
+        if (step.write_indices + num_tokens > self.manifest.context_len).any():
+            raise EngineError("a row reaches past the cache")
+        for row in range(num_rows):
+            slot, start = step.first_slot + row, int(step.write_indices[row])
+            if slot in self.fail_at:
+                self.fail_at.remove(slot)
+                raise EngineError("out of memory")
+            self.cache[slot, start : start + num_tokens] = step.input_ids[row]
+            seen = step.attn_mask[row, 0] @ self.cache[slot]
+            step.logits[row] = 0
+            step.logits[row, np.arange(num_tokens), (seen + step.position_ids[row]) % self.manifest.vocab_size] = 9
+            if slot in self.nan_at:
+                self.nan_at.remove(slot)
+                step.logits[row] = np.nan
+
+
+def predicted(tokens: list[int], vocab_size: int = 50) -> int:
+    """What the fake network says after `tokens` from position 0."""
+    return (sum(tokens) + len(tokens) - 1) % vocab_size

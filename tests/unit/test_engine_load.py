@@ -1,0 +1,167 @@
+"""Loading an engine: what is refused, what is measured, what is kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from drafthouse.core.errors import ClientError
+from drafthouse.core.sampling_params import SamplingParams
+from drafthouse.engine.buckets import TokenBuckets, measure_lengths
+from drafthouse.engine.contract import EngineError, RowStatus, StepCall
+from drafthouse.engine.engine import load_engine
+from drafthouse.engine.manifest import read_manifest
+from drafthouse.engine.onnx_session import OnnxSession
+from drafthouse.engine.options import EngineOptions
+from fakes.engine_driver import CONTEXT_LEN, MAX_STEP_TOKENS, VOCAB_SIZE, step_row
+
+EngineDir = Callable[..., Path]
+FAST = EngineOptions(calibration_ms=0)
+
+
+@pytest.fixture
+def engine_copy(tiny_engine_dir: EngineDir, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_engine_dir(), tmp_path / "engine"))
+
+
+def edit(folder: Path, **changes: object) -> None:
+    """Changes entries of engine.json; None removes one."""
+    file = folder / "engine.json"
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def test_limits_come_from_the_manifest(tiny_engine_dir: EngineDir) -> None:
+    engine = load_engine(tiny_engine_dir(), FAST)
+    limits = engine.limits
+    assert (limits.max_step_tokens, limits.usable_context) == (MAX_STEP_TOKENS, CONTEXT_LEN - MAX_STEP_TOKENS)
+    assert (limits.vocab_size, limits.slots) == (VOCAB_SIZE, 8)
+    assert engine.pool_bytes == 2 * 2 * 8 * 2 * CONTEXT_LEN * 16 * 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_layers": None}, "INVALID_ARG field=num_layers value='missing'"),
+        ({"colour": "red"}, "INVALID_ARG field=colour value='unknown'"),
+        ({"num_layers": "2"}, "INVALID_ARG field=num_layers value='2' allowed=a positive integer"),
+        ({"num_layers": True}, "INVALID_ARG field=num_layers value=True"),
+        ({"num_layers": 0}, "INVALID_ARG field=num_layers value=0"),
+        ({"domain": 3}, "INVALID_ARG field=domain value=3 allowed=text"),
+        ({"eos_token_ids": [0, -1]}, "INVALID_ARG field=eos_token_ids"),
+        ({"max_step_tokens": CONTEXT_LEN}, "INVALID_ARG field=max_step_tokens"),
+        ({"num_layers": 3}, "INVALID_ARG field=model.onnx value='past_k_2: None for [2, 96, 16]'"),
+        ({"head_dim": 32}, "INVALID_ARG field=model.onnx value='past_k_0: [2, 96, 16] for [2, 96, 32]'"),
+        ({"vocab_size": 301}, "INVALID_ARG field=model.onnx value='logits of width 300'"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(engine_copy: Path, changes: dict[str, object], message: str) -> None:
+    edit(engine_copy, **changes)
+    with pytest.raises(ClientError) as raised:
+        load_engine(engine_copy, FAST)
+    assert str(raised.value).startswith(message), raised.value
+
+
+@pytest.mark.parametrize(("name", "content"), [("engine.json", None), ("engine.json", "{"), ("engine.json", "[]"), ("model.onnx", "no")])
+def test_an_unreadable_file_is_named(engine_copy: Path, name: str, content: str | None) -> None:
+    (engine_copy / name).unlink()
+    if content is not None:
+        (engine_copy / name).write_text(content)
+    with pytest.raises(ClientError, match=f"INVALID_ARG field={name}"):
+        load_engine(engine_copy, FAST)
+
+
+def test_without_a_tokenizer_only_bad_words_are_refused(engine_copy: Path) -> None:
+    (engine_copy / "tokenizer.json").unlink()
+    engine = load_engine(engine_copy, FAST)
+    fine, refused = engine.step(StepCall([step_row(1, [4]), step_row(2, [4], sampling=SamplingParams(bad_words=(b"a",)))])).rows
+    assert (fine.status, refused.status) == (RowStatus.OK, RowStatus.ERROR)
+    assert refused.error.startswith("UNSUPPORTED field=bad_words")
+
+
+@pytest.mark.parametrize(
+    "values", [{"slots": 0}, {"num_threads": 0}, {"min_step_tokens": 3}, {"calibration_ms": -1}, {"slots": True}, {"slots": 2.0}]
+)
+def test_options_outside_their_range_are_refused(values: dict[str, int]) -> None:
+    with pytest.raises(ClientError, match=f"INVALID_ARG field={next(iter(values))}"):
+        EngineOptions(**values)
+
+
+def test_a_failing_runtime_is_an_engine_error_and_bindings_are_kept(tiny_engine_dir: EngineDir) -> None:
+    session = OnnxSession(tiny_engine_dir(), read_manifest(tiny_engine_dir()), slots=2, num_threads=1)
+    step = session.bind(0, 1, 2)
+    assert session.bind(0, 1, 2) is step
+    step.write_indices[0] = CONTEXT_LEN - 1  # the second token would lie past the cache
+    with pytest.raises(EngineError, match="ONNX Runtime failed"):
+        step.run()
+    for num_tokens in range(2, 160):
+        session.bind(1, 1, num_tokens)
+    assert session.bind(0, 1, 2) is not step
+
+
+def test_slots_are_copied_and_cleared_row_by_row(tiny_engine_dir: EngineDir) -> None:
+    """Seen from outside: a cleared slot answers as if its prefix were zeros, its neighbour does not notice."""
+    session = OnnxSession(tiny_engine_dir(), read_manifest(tiny_engine_dir()), slots=2, num_threads=1)
+    step = session.bind(0, 2, 4)
+
+    def logits(tokens: list[int], start: int) -> NDArray[np.float32]:
+        step.input_ids[:] = tokens
+        step.write_indices[:] = start
+        step.position_ids[:] = start + np.arange(4)
+        step.attn_mask[:] = np.arange(CONTEXT_LEN) <= step.position_ids[:, None, :, None]
+        step.run()
+        return step.logits.copy()
+
+    logits([1, 2, 3, 4], 0)
+    before = logits([5, 6, 7, 8], 4)
+    # Keys carry their positions with them, so an exchange of rows changes no more than the order of a sum.
+    session.copy_rows(1, np.array([3, 2, 1, 0]), np.array([0, 1, 2, 3]))
+    exchanged = logits([5, 6, 7, 8], 4)
+    assert np.array_equal(exchanged[0], before[0])
+    assert np.allclose(exchanged[1], before[1], atol=1e-4)
+    session.copy_rows(1, np.array([0]), np.array([3]))
+    doubled = logits([5, 6, 7, 8], 4)
+    session.clear_slot(1)
+    cleared = logits([5, 6, 7, 8], 4)
+    assert np.array_equal(doubled[0], before[0])
+    assert np.array_equal(cleared[0], before[0])
+    for left, right in ((doubled, before), (cleared, before), (cleared, doubled)):
+        assert not np.allclose(left[1], right[1], atol=1e-2)
+
+
+def test_one_token_is_padded_to_two_unless_it_is_to_be_measured(tiny_engine_dir: EngineDir) -> None:
+    row = StepCall([step_row(1, [4])])
+    padded = load_engine(tiny_engine_dir(), FAST)
+    unpadded = load_engine(tiny_engine_dir(), EngineOptions(min_step_tokens=1, calibration_ms=0))
+    assert (padded.buckets.padded(1), unpadded.buckets.padded(1)) == (2, 1)
+    assert padded.step(row).rows[0].sampled.tolist() == unpadded.step(row).rows[0].sampled.tolist()
+
+
+def test_calls_are_padded_to_a_clearly_cheaper_length() -> None:
+    buckets = TokenBuckets(2, 16, {2: 19.0, 3: 31.4, 4: 26.3, 5: 40.0, 6: 41.5, 7: 41.0, 8: 39.6, 12: 39.0})
+    assert [buckets.padded(tokens) for tokens in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16)] == [2, 2, 4, 4, 5, 12, 7, 8, 9, 12, 16]
+
+
+def test_measuring_stops_at_its_budget_and_needs_several_rounds() -> None:
+    runs: list[int] = []
+    assert measure_lengths(runs.append, 2, 8, 0) == {}
+    assert not runs
+    costs = measure_lengths(runs.append, 2, 8, 20)
+    assert sorted(costs) == [2, 3, 4, 5, 6, 7, 8]
+    assert measure_lengths(lambda _: time.sleep(0.01), 1, 3, 1) == {}
+
+
+def test_measuring_leaves_no_trace_in_the_answers(tiny_engine_dir: EngineDir) -> None:
+    rows = StepCall([step_row(1, [4, 8, 15]), step_row(2, [16])])
+    measured = load_engine(tiny_engine_dir(), EngineOptions(calibration_ms=50))
+    assert measured.buckets.cost_ms
+    quiet = load_engine(tiny_engine_dir(), FAST)
+    for left, right in zip(measured.step(rows).rows, quiet.step(rows).rows, strict=True):
+        assert left.logprobs.tolist() == right.logprobs.tolist()

@@ -1,0 +1,309 @@
+"""The step contract on a network whose answers can be computed by hand: statuses, errors, reuse, slots, network calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from drafthouse.core.sampling_params import SamplingParams
+from drafthouse.engine.contract import RowResult, RowStatus, StepCall, StepRow
+from drafthouse.engine.engine import ModelEngine
+from drafthouse.engine.options import EngineOptions
+from fakes.engine_driver import step_row
+from fakes.engine_session import FakeSession, fake_manifest, predicted
+
+USABLE = 24  # context 32, steps of up to 8 tokens
+
+
+def make(slots: int = 4, *, token_bytes: tuple[bytes, ...] = ()) -> tuple[ModelEngine, FakeSession]:
+    session = FakeSession(fake_manifest(), slots)
+    return ModelEngine(session, session.manifest, EngineOptions(slots=slots, calibration_ms=0), token_bytes), session
+
+
+def step(engine: ModelEngine, *rows: StepRow, **options: Any) -> list[RowResult]:  # noqa: ANN401 - StepCall's options
+    return list(engine.step(StepCall(rows, **options)).rows)
+
+
+def fill(engine: ModelEngine, uid: int, num_tokens: int) -> list[int]:
+    """Commits `num_tokens` tokens of a request in chunks and returns them."""
+    tokens = [(uid + 3 * place) % 50 for place in range(num_tokens)]
+    for start in range(0, num_tokens, 8):
+        assert step(engine, step_row(uid, tokens[start : start + 8], prefix_len=start), num_steps=0)[0].status is RowStatus.OK
+    return tokens
+
+
+def sampling(**changes: Any) -> StepRow:  # noqa: ANN401 - fields of SamplingParams
+    return step_row(1, [5], sampling=SamplingParams(**changes))
+
+
+BAD_ROWS: list[tuple[StepRow, dict[str, int], str]] = [
+    (step_row(1, []), {}, "INVALID_ARG field=tokens value='int32[0]' allowed=at least one token id"),
+    (StepRow(1, 0, np.array([[1, 2]], np.int32), 1), {}, "INVALID_ARG field=tokens value='int32[1, 2]'"),
+    (StepRow(1, 0, np.array([1, 2]), 1), {}, "INVALID_ARG field=tokens value='int64[2]'"),
+    (step_row(1, [1] * 9), {}, "INVALID_ARG field=tokens value='9 tokens' allowed=up to 8 per call"),
+    (step_row(1, [1] * 7), {"num_steps": 3}, "INVALID_ARG field=tokens value='7 tokens' allowed=up to 6 per call"),
+    (step_row(1, [1, 50]), {}, "INVALID_ARG field=tokens value=50 allowed=0 to 49"),
+    (step_row(1, [1, -7]), {}, "INVALID_ARG field=tokens value=-7 allowed=0 to 49"),
+    (step_row(1, [1], num_committed=0), {}, "INVALID_ARG field=num_committed value=0 allowed=1 to 1"),
+    (step_row(1, [1], num_committed=2), {}, "INVALID_ARG field=num_committed value=2"),
+    (step_row(1, [1], prefix_len=-1), {}, "INVALID_ARG field=prefix_len value=-1"),
+    (step_row(1, [1], prefix_len=USABLE), {}, "INVALID_ARG field=prefix_len value='25 committed tokens' allowed=up to 24"),
+    (step_row(1, [1, 2], parents=[-1]), {}, "INVALID_ARG field=parents value='1 parents' allowed=2"),
+    (step_row(1, [1, 2], parents=[0, 0]), {}, "INVALID_ARG field=parents value='0 of token 0' allowed=-1 to -1"),
+    (step_row(1, [1, 2, 3], parents=[-1, 0, 0]), {}, "INVALID_ARG field=parents value='0 of token 2' allowed=1 to 1"),
+    (step_row(1, [1, 2, 3], num_committed=2, parents=[-1, 0, 2]), {}, "INVALID_ARG field=parents value='2 of token 2' allowed=1 to 1"),
+    (step_row(1, [1, 2, 3], num_committed=2, parents=[-1, 0, 0]), {}, "INVALID_ARG field=parents value='0 of token 2' allowed=1 to 1"),
+    (step_row(1, [1, 2, 3], num_committed=1, parents=[-1, 0, 0]), {"num_steps": 2}, "UNSUPPORTED field=num_steps value=2"),
+    (step_row(1, [1]), {"num_steps": -1}, "INVALID_ARG field=num_steps value=-1 allowed=0 to 8"),
+    (step_row(1, [1]), {"num_steps": 9}, "INVALID_ARG field=num_steps value=9"),
+    (step_row(1, [1]), {"num_candidates": 51}, "INVALID_ARG field=num_candidates value=51 allowed=0 to 50"),
+    (sampling(temperature=float("nan")), {}, "INVALID_ARG field=temperature value=nan"),
+    (sampling(temperature=-0.1), {}, "INVALID_ARG field=temperature value=-0.1"),
+    (sampling(temperature=float("inf")), {}, "INVALID_ARG field=temperature value=inf"),
+    (sampling(top_k=-1), {}, "INVALID_ARG field=top_k value=-1"),
+    (sampling(top_p=0.0), {}, "INVALID_ARG field=top_p value=0.0"),
+    (sampling(top_p=1.5), {}, "INVALID_ARG field=top_p value=1.5"),
+    (sampling(top_p=float("nan")), {}, "INVALID_ARG field=top_p value=nan"),
+    (sampling(seed=2**64), {}, "INVALID_ARG field=seed"),
+    (sampling(end_id=50), {}, "INVALID_ARG field=end_id value=50"),
+    (sampling(bad_words=(b"a",)), {}, "UNSUPPORTED field=bad_words value=1"),
+]
+
+
+@pytest.mark.parametrize(("row", "options", "message"), BAD_ROWS)
+def test_a_malformed_row_is_an_error_that_names_the_field(row: StepRow, options: dict[str, int], message: str) -> None:
+    engine, session = make()
+    (answer,) = step(engine, row, **options)
+    assert answer.status is RowStatus.ERROR
+    assert answer.error.startswith(message), answer.error
+    assert engine.status().slots_free == 4
+    assert not session.calls
+
+
+def test_an_empty_bad_word_is_refused() -> None:
+    engine, _ = make(token_bytes=tuple(bytes([token]) for token in range(50)))
+    (answer,) = step(engine, sampling(bad_words=(b"x", b"")))
+    assert answer.error.startswith("INVALID_ARG field=bad_words")
+
+
+def test_one_rows_error_leaves_the_others_and_its_own_cache_unharmed() -> None:
+    engine, _ = make()
+    tokens = fill(engine, 1, 5)
+    answers = step(engine, step_row(2, [3, 4]), step_row(1, [99], prefix_len=5), step_row(3, [6]))
+    assert [answer.status for answer in answers] == [RowStatus.OK, RowStatus.ERROR, RowStatus.OK]
+    assert answers[1].cached_len == 5
+    assert answers[0].sampled.tolist() == [predicted([3, 4])]
+    assert step(engine, step_row(1, [7], prefix_len=5))[0].sampled.tolist() == [predicted([*tokens, 7])]
+
+
+def test_a_request_may_appear_once_per_call() -> None:
+    engine, _ = make()
+    first, second = step(engine, step_row(1, [3, 4]), step_row(1, [5]))
+    assert first.status is RowStatus.OK
+    assert second.error == "INVALID_ARG field=request_uid value=1 allowed=each request once per call"
+
+
+def test_what_the_engine_does_not_hold_needs_prefill_from_there() -> None:
+    engine, session = make()
+    unknown, new = step(engine, step_row(1, [3], prefix_len=4), step_row(2, [3, 4, 5]))
+    assert (unknown.status, unknown.cached_len) == (RowStatus.NEEDS_PREFILL, 0)
+    assert (new.status, new.cached_len) == (RowStatus.OK, 3)
+    (gap,) = step(engine, step_row(2, [9], prefix_len=4))
+    assert (gap.status, gap.cached_len) == (RowStatus.NEEDS_PREFILL, 3)
+    assert engine.status().slots_free == 3
+    assert len(session.calls) == 1
+
+
+def test_no_slot_until_one_is_released_then_the_lowest() -> None:
+    engine, session = make(slots=2)
+    step(engine, step_row(1, [3]), step_row(2, [3]))
+    assert step(engine, step_row(3, [3]))[0].status is RowStatus.NO_SLOT
+    engine.release([1, 1, 99])
+    assert engine.status().slots_free == 1
+    assert step(engine, step_row(3, [3]))[0].status is RowStatus.OK
+    assert session.calls[-1][0] == 0
+
+
+def test_the_last_usable_position_runs_beside_others_and_one_more_is_refused() -> None:
+    engine, session = make()
+    tokens = fill(engine, 1, USABLE - 1)
+    draft = [1, 2, 3, 4, 5, 6, 7]
+    last = step_row(1, [8, *draft], prefix_len=USABLE - 1, num_committed=1)
+    before, full, after = step(engine, step_row(2, [3, 4]), last, step_row(3, [5]))
+    expected = [predicted([*tokens, 8, *draft[:count]]) for count in range(8)]
+    assert (full.status, full.cached_len, full.sampled.tolist()) == (RowStatus.OK, USABLE, expected)
+    assert [before.sampled.tolist(), after.sampled.tolist()] == [[predicted([3, 4])], [predicted([5])]]
+    assert session.calls[-1] == (0, 3, 8)
+    extended = step(engine, step_row(1, [8], prefix_len=USABLE - 1), num_steps=8)[0]
+    assert len(extended.sampled) == 8
+    past, other = step(engine, step_row(1, [8, 9], prefix_len=USABLE - 1), step_row(2, [6], prefix_len=2))
+    assert past.status is RowStatus.ERROR
+    assert other.sampled.tolist() == [predicted([3, 4, 6])]
+
+
+def test_accepted_drafts_are_not_computed_again() -> None:
+    engine, session = make()
+    step(engine, step_row(1, [10, 11, 12, 13, 14], num_committed=2))
+    answer = step(engine, step_row(1, [12, 13, 40, 41, 42], prefix_len=2, num_committed=3))[0]
+    assert session.calls[-1] == (0, 1, 3)
+    assert answer.sampled.tolist() == [predicted([10, 11, 12, 13, *rest]) for rest in ([40], [40, 41], [40, 41, 42])]
+    assert not session.copies
+
+
+def test_an_accepted_branch_is_moved_into_place() -> None:
+    engine, session = make()
+    # 10 ─┬─ 20 ── 21
+    #     └─ 30 ─┬─ 31
+    #            └─ 32 ── 33
+    tree = step_row(1, [10, 20, 21, 30, 31, 32, 33], num_committed=1, parents=[-1, 0, 1, 0, 3, 3, 5])
+    answer = step(engine, tree)[0]
+    paths = [[10], [10, 20], [10, 20, 21], [10, 30], [10, 30, 31], [10, 30, 32], [10, 30, 32, 33]]
+    assert answer.sampled.tolist() == list(map(predicted, paths))
+    answer = step(engine, step_row(1, [30, 32, 44], prefix_len=1))[0]
+    assert session.copies == [(0, [3, 5], [1, 2])]
+    assert session.calls[-1] == (0, 1, 2)
+    assert answer.sampled.tolist() == [predicted([10, 30, 32, 44])]
+
+
+def test_a_rollback_forgets_what_came_after() -> None:
+    engine, session = make()
+    tokens = fill(engine, 1, 12)
+    changed = step(engine, step_row(1, [tokens[4], 49, 48], prefix_len=4))[0]
+    assert (changed.cached_len, changed.sampled.tolist()) == (7, [predicted([*tokens[:5], 49, 48])])
+    assert session.calls[-1] == (0, 1, 2)  # the fifth token agreed
+    assert step(engine, step_row(1, [1], prefix_len=8))[0].status is RowStatus.NEEDS_PREFILL
+
+
+def test_prompt_scores_are_computed_anew_and_equal() -> None:
+    engine, session = make()
+    row = step_row(1, [10, 11, 12, 13])
+    first, again = (step(engine, row, return_prompt_logprob=True)[0] for _ in range(2))
+    assert (first.prompt_logprob, first.num_scored) == (again.prompt_logprob, 3)
+    assert session.calls == [(0, 1, 4)] * 2
+    single = step(engine, step_row(2, [10]), return_prompt_logprob=True)[0]
+    assert (single.prompt_logprob, single.num_scored) == (0.0, 0)
+
+
+def test_prefill_and_decoding_run_apart_and_gaps_split_a_call() -> None:
+    engine, session = make(slots=4)
+    wide = FakeSession(fake_manifest(context_len=64, max_step_tokens=32), 4)
+    engine = ModelEngine(wide, wide.manifest, EngineOptions(slots=4, calibration_ms=0))
+    step(engine, *(step_row(uid, [uid]) for uid in range(4)))
+    wide.calls.clear()
+    engine.release([1])
+    answers = step(engine, step_row(3, [7], prefix_len=1), step_row(2, [5] * 20, prefix_len=1), step_row(0, [6, 7, 8], prefix_len=1))
+    assert wide.calls == [(0, 1, 3), (3, 1, 2), (2, 1, 20)]
+    assert [answer.sampled.tolist() for answer in answers] == [[predicted([3, 7])], [predicted([2, *[5] * 20])], [predicted([0, 6, 7, 8])]]
+    assert not session.calls
+
+
+def test_a_failing_network_call_costs_its_own_rows_only_and_heals() -> None:
+    engine, session = make(slots=3)
+    tokens = fill(engine, 1, 4)
+    step(engine, step_row(2, [1]), step_row(3, [2]))
+    engine.release([2])
+    session.fail_at = {0}
+    broken, fine = step(engine, step_row(1, [5], prefix_len=4), step_row(3, [6], prefix_len=1))
+    assert (broken.status, broken.error) == (RowStatus.ERROR, "INTERNAL field=session value='out of memory'")
+    assert fine.sampled.tolist() == [predicted([2, 6])]
+    assert step(engine, step_row(1, [5], prefix_len=4))[0].sampled.tolist() == [predicted([*tokens, 5])]
+
+
+def test_logits_that_are_not_finite_empty_the_slot() -> None:
+    engine, session = make()
+    step(engine, step_row(1, [4]), step_row(2, [4]))
+    session.nan_at = {1}
+    fine, broken = step(engine, step_row(1, [5], prefix_len=1), step_row(2, [5], prefix_len=1))
+    assert fine.status is RowStatus.OK
+    assert (broken.status, broken.cached_len, broken.error) == (RowStatus.ERROR, 0, "INTERNAL field=logits value='not finite'")
+    assert session.cleared == [1]
+    assert step(engine, step_row(2, [5], prefix_len=1))[0].status is RowStatus.NEEDS_PREFILL
+
+
+def test_self_extension_feeds_back_over_all_rows() -> None:
+    engine, session = make()
+    answers = step(engine, step_row(1, [10, 11, 12], num_committed=2), step_row(2, [7]), num_steps=4)
+    for answer, tokens, drafts in zip(answers, ([10, 11], [7]), ([12], []), strict=True):
+        expected = [predicted([*tokens, *drafts[:count]]) for count in range(len(drafts) + 1)]
+        fed = [*tokens, *drafts]
+        for _ in range(3):
+            fed.append(expected[-1])
+            expected.append(predicted(fed))
+        assert answer.sampled.tolist() == expected
+    assert session.calls == [(0, 2, 3), (0, 2, 2), (0, 2, 2), (0, 2, 2)]
+    drafted = answers[1].sampled.tolist()
+    step(engine, step_row(2, [*drafted[:3], 9], prefix_len=1))
+    assert session.calls[-1] == (1, 1, 2)  # three drafts were cached: one token, padded to two
+
+
+def test_a_call_without_rows_answers_the_status() -> None:
+    engine, session = make(slots=3)
+    assert engine.step(StepCall([])).rows == []
+    status = engine.status()
+    assert (status.slots_free, status.slots_total, status.session_ns) == (3, 3, 0)
+    assert engine.pool_bytes == session.cache.nbytes
+    assert engine.limits.usable_context == USABLE
+
+
+def random_tree(random: np.random.Generator, tip: int, count: int) -> tuple[list[int], list[int]]:
+    """Draft tokens below token number `tip`, with parents in the row's numbering; siblings differ."""
+    tokens: list[int] = []
+    parents: list[int] = []
+    for node in range(count):
+        parent = int(random.integers(tip, tip + node + 1))
+        token = int(random.integers(50))
+        if all((token, parent) != pair for pair in zip(tokens, parents, strict=True)):
+            tokens.append(token)
+            parents.append(parent)
+        else:
+            break
+    return tokens, parents
+
+
+def test_any_mixture_of_calls_answers_from_the_tokens_alone() -> None:
+    """Random rollbacks, trees, repeats, releases and batches against the definition: a node's answer follows from its path."""
+    random = np.random.default_rng(5)
+    engine, _ = make(slots=4)
+    held: dict[int, list[int]] = {}
+    for _ in range(300):
+        rows, paths = [], []
+        for uid in random.permutation(5)[: random.integers(1, 5)].tolist():
+            known = held.get(uid, [])
+            prefix_len = int(random.integers(max(0, len(known) - 4), len(known) + 1))
+            keep = int(random.integers(0, len(known) - prefix_len + 1))
+            committed = [*known[prefix_len : prefix_len + keep], *random.integers(50, size=random.integers(1, 3)).tolist()]
+            if prefix_len + len(committed) > USABLE or len(committed) > 8:
+                engine.release([uid])
+                held.pop(uid, None)
+                continue
+            tokens, parents = random_tree(random, len(committed) - 1, int(random.integers(0, 9 - len(committed))))
+            before = [*known[:prefix_len], *committed]
+            row_paths = [before]
+            for token, parent in zip(tokens, parents, strict=True):
+                row_paths.append([*row_paths[parent - len(committed) + 1], token])
+            rows.append(
+                step_row(
+                    uid,
+                    [*committed, *tokens],
+                    prefix_len=prefix_len,
+                    num_committed=len(committed),
+                    parents=[*range(-1, len(committed) - 1), *parents],
+                )
+            )
+            paths.append(row_paths)
+        for row, row_paths, answer in zip(rows, paths, step(engine, *rows), strict=True):
+            if row.request_uid not in held and answer.status is RowStatus.NO_SLOT:
+                continue
+            assert answer.status is RowStatus.OK, answer.error
+            assert answer.sampled.tolist() == list(map(predicted, row_paths))
+            # The next call of this request takes one of the paths as accepted.
+            held[row.request_uid] = row_paths[int(random.integers(len(row_paths)))]
+            accepted = held[row.request_uid][answer.cached_len :]
+            if accepted and answer.cached_len + len(accepted) <= USABLE:
+                again = step(engine, step_row(row.request_uid, accepted, prefix_len=answer.cached_len))[0]
+                assert again.sampled.tolist() == [predicted(held[row.request_uid])]
+            else:
+                held[row.request_uid] = row_paths[0]
+    assert engine.status().slots_free == 4 - len(held)
