@@ -21,6 +21,8 @@ class FakeTarget:
         self.num_failed_calls = 0
         self.down = False
         self.epoch = 1
+        self.gate = asyncio.Event()  # calls with rows hang while it is not set
+        self.gate.set()
         self.before_call: Callable[[int], None] | None = None
         self.row_status: Callable[[StepRow], RowStatus | None] = lambda row: None
 
@@ -33,6 +35,8 @@ class FakeTarget:
         await asyncio.sleep(0)
         if call.rows and self.before_call is not None:
             self.before_call(len(self.calls) + self.num_failed_calls)
+        if call.rows:
+            await self.gate.wait()
         if self.down:
             self.num_failed_calls += 1
             raise EngineError("stub process is not healthy")

@@ -67,6 +67,30 @@ async def test_a_deadline_ends_running_and_waiting_requests() -> None:
             assert error_of(sink) == (ErrorCode.DEADLINE_EXCEEDED, "deadline_ms")
 
 
+@pytest.mark.parametrize("num_calls_before", [0, 3])
+@async_test
+async def test_deadlines_and_cancels_count_while_the_target_hangs(num_calls_before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drafthouse.pipeline.loop.SWEEP_PERIOD_S", 0.002)
+    async with running(PipelineConfig(slots=2)) as rig:
+        leaver, patient = make_request((1, 2), 150, end_id=-1, stream=True), make_request((3, 4), 40, end_id=-1)
+        leaving, waiting = rig.submit(leaver), rig.submit(patient)
+        while len(rig.target.calls) < num_calls_before:
+            await asyncio.sleep(0)
+        rig.target.gate.clear()
+        soon_ns = time.monotonic_ns() + 10_000_000
+        late = rig.submit(make_request((5, 6), deadline_ns=soon_ns))  # has not even left the inbox
+        await late.done.wait()
+        assert error_of(late)[0] is ErrorCode.DEADLINE_EXCEEDED
+        leaving.cancelled = True
+        await leaving.done.wait()
+        assert error_of(leaving)[0] is ErrorCode.CANCELLED
+        num_tokens = len(leaving.output_ids)
+        rig.target.gate.set()
+        await waiting.done.wait()
+        assert waiting.text == reference_text(patient)
+        assert len(leaving.output_ids) == num_tokens
+
+
 @async_test
 async def test_a_full_queue_refuses_at_once_and_keeps_its_promises_to_the_others() -> None:
     async with running(PipelineConfig(slots=2, max_queue_size=3)) as rig:

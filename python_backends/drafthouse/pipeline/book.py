@@ -25,17 +25,17 @@ class Book:
         self._max_active = max_active
         self._max_open = max_active + max_queue_size
         self._release = release
-        self._lock = threading.Lock()  # guards the next four
+        self._lock = threading.Lock()  # guards the next five
         self._inbox: deque[RequestState] = deque()
         self._num_open = 0
         self._num_submitted = 0
+        self._num_failed: Counter[str] = Counter()
         self._closed = False
         self._sequence = itertools.count()
         self._waiting: dict[int, RequestState] = {}  # by sequence_no
         self._running: dict[int, RequestState] = {}  # by sequence_no
         self.num_finished = 0
         self.num_preempted = 0
-        self.num_failed: Counter[str] = Counter()
 
     def submit(
         self,
@@ -53,8 +53,9 @@ class Book:
                 self._num_open += 1
                 self._inbox.append(state)
                 wake()  # under the lock: after `close` nobody may touch the loop
+            else:
+                self._num_failed[refusal.code] += 1
         if refusal is not None:
-            self.num_failed[refusal.code] += 1
             sink.fail(refusal)
 
     def _refusal(self) -> DrafthouseError | None:
@@ -66,10 +67,7 @@ class Book:
 
     def next_batch(self) -> list[RequestState]:
         """Answer those who left or ran out of time, then let the policy choose who runs."""
-        while self._inbox:
-            state = self._inbox.popleft()
-            self._waiting[state.sequence_no] = state
-        self._sweep()
+        self.sweep()
         candidates = self.open_requests()
         chosen = self._policy.select(candidates, self._max_active)
         chosen_numbers = {state.sequence_no for state in chosen}
@@ -83,7 +81,13 @@ class Book:
                 state.is_running = True
         return chosen
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
+        """Answer those whose client has gone or whose time is up, waiting or running.
+
+        May also be called while a round is under way (`RequestState.is_running` turns false): an engine that hangs
+        must not make anybody miss a deadline.
+        """
+        self._open_inbox()
         now_ns = time.monotonic_ns()
         for state in self.open_requests():
             if state.sink.cancelled:
@@ -117,7 +121,8 @@ class Book:
     def fail(self, state: RequestState, error: DrafthouseError) -> None:
         """Answer an open request with an error and let it go."""
         self._forget(state)
-        self.num_failed[error.code] += 1
+        with self._lock:
+            self._num_failed[error.code] += 1
         state.sink.fail(error)
         _log_summary(state, str(error))
 
@@ -134,15 +139,24 @@ class Book:
         """Refuse new requests and answer all open ones UNAVAILABLE."""
         with self._lock:
             self._closed = True
+        self._open_inbox()
+        for state in self.open_requests():
+            self.fail(state, ServerError(ErrorCode.UNAVAILABLE, "server", "shutting down", "try again later"))
+
+    def _open_inbox(self) -> None:
         while self._inbox:
             state = self._inbox.popleft()
             self._waiting[state.sequence_no] = state
-        for state in self.open_requests():
-            self.fail(state, ServerError(ErrorCode.UNAVAILABLE, "server", "shutting down", "try again later"))
 
     def open_requests(self) -> list[RequestState]:
         """Running, then waiting."""
         return [*self._running.values(), *self._waiting.values()]
+
+    @property
+    def num_failed(self) -> dict[str, int]:
+        """Requests answered with an error, by code."""
+        with self._lock:
+            return dict(self._num_failed)
 
     @property
     def num_waiting(self) -> int:
@@ -158,8 +172,9 @@ class Book:
         """What does not add up; empty when the books balance."""
         with self._lock:
             num_open, num_submitted, num_inbox = self._num_open, self._num_submitted, len(self._inbox)
+            num_failed = sum(self._num_failed.values())
         num_listed = len(self._running) + len(self._waiting) + num_inbox
-        num_answered = self.num_finished + sum(self.num_failed.values())
+        num_answered = self.num_finished + num_failed
         checks = {
             f"{num_open} open requests, {num_listed} listed": num_open == num_listed,
             f"{num_submitted} submitted, {num_answered} answered, {num_open} open": num_submitted == num_answered + num_open,

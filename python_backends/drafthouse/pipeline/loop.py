@@ -26,6 +26,7 @@ from drafthouse.scheduling.registry import POLICIES
 
 logger = logging.getLogger(__name__)
 PAUSE_WITHOUT_PROGRESS_S = 0.005
+SWEEP_PERIOD_S = 0.1
 IDLE_RETRY_S = 1.0  # between attempts to deliver releases while there is nothing else to do
 MAX_BACKOFF_FACTOR = 25
 
@@ -76,6 +77,7 @@ class Pipeline:
         A target that does not answer is waited for; any other surprise fails the requests of its round, not the loop.
         """
         self._loop = asyncio.get_running_loop()
+        sweeper = asyncio.ensure_future(self._sweep_regularly())
         try:
             while not self._stopping.is_set():
                 active: list[RequestState] = []
@@ -92,6 +94,9 @@ class Pipeline:
                     logger.exception("error %s: a round of %d requests failed", error_id, len(active))
                     await self._give_up(active or self._book.open_requests(), error_id)
         finally:
+            for task in (sweeper, self._recovery):
+                if task is not None:
+                    task.cancel()
             self._book.close()
         await self._flush_releases()
 
@@ -134,7 +139,7 @@ class Pipeline:
             num_finished=self._book.num_finished,
             num_preempted=self._book.num_preempted,
             sums=dataclasses.replace(self._sums),
-            num_failed=dict(self._book.num_failed),
+            num_failed=self._book.num_failed,
         )
 
     def check_integrity(self) -> list[str]:
@@ -160,6 +165,12 @@ class Pipeline:
 
     async def _flush_releases(self) -> bool:
         return all(await asyncio.gather(self._target.flush(), self._fusion.flush()))
+
+    async def _sweep_regularly(self) -> None:
+        """Rounds sweep when they start; this is for the time in which an engine does not come back from one."""
+        while True:
+            await asyncio.sleep(SWEEP_PERIOD_S)
+            self._book.sweep()
 
     async def _idle(self) -> None:
         """Nothing to do: deliver releases, check the books, sleep until a request arrives."""

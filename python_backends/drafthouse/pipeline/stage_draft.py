@@ -31,6 +31,7 @@ class DraftStage:
             state.draft = None
         drafting = [state for state in states if self._budget(state) > 0]
         await self._routes.first(drafting)
+        drafting = [state for state in drafting if state.is_running]  # the router took time, too
         rows = [row for state in drafting if (row := self._row(state, self._budget(state), state.num_tokens)) is not None]
         if rows:
             await self._propose(drafting, rows, stats)
@@ -41,7 +42,7 @@ class DraftStage:
         reading: list[RequestState] = []
         rows: list[DraftRow] = []
         for state, end in zip(states, ends, strict=True):
-            if state.num_output_tokens == 0 and self._wanted(state) > 0:
+            if state.is_running and state.num_output_tokens == 0 and self._wanted(state) > 0:
                 row = self._row(state, 0, end)
                 if row is not None:
                     reading.append(state)

@@ -52,7 +52,7 @@ class PrefillStage:
 
         The drafters take in the same chunk at the same time. Raises EngineError.
         """
-        chunks = self._plan([state for state in active if self.is_due(state)])
+        chunks = self._plan([state for state in active if state.is_running and self.is_due(state)])
         if not chunks:
             return
         started_ns = time.perf_counter_ns()
@@ -63,7 +63,8 @@ class PrefillStage:
             state.first_scheduled_time_ns = state.first_scheduled_time_ns or time.time_ns()
         result = await beside(self._target.step(call), self._drafts.take_in(states, ends))
         for chunk, answer in zip(chunks, result.rows, strict=True):
-            self._apply(chunk, answer, stats)
+            if chunk.state.is_running:
+                self._apply(chunk, answer, stats)
         stats.prefill_session_ns += result.session_ns
         stats.prefill_wall_ns += time.perf_counter_ns() - started_ns
 
@@ -104,13 +105,15 @@ class VerifyStage:
         The router hears about the round before at the same time: its answer is one round old when it is used, and
         costs no time. Raises EngineError.
         """
+        states = [state for state in states if state.is_running]  # some may have been answered since the draft began
         if not states:
             return
         started_ns = time.perf_counter_ns()
         call = StepCall([_verify_row(state) for state in states])
         result = await beside(self._target.step(call), self._routes.refresh(states))
         for state, answer in zip(states, result.rows, strict=True):
-            self._apply(state, answer, stats)
+            if state.is_running:
+                self._apply(state, answer, stats)
         stats.verify_session_ns += result.session_ns
         stats.verify_wall_ns += time.perf_counter_ns() - started_ns
 
