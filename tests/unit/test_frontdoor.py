@@ -1,6 +1,6 @@
 """What the front door accepts, what it assumes, and how it refuses."""
 
-import json
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,8 @@ from drafthouse.pipeline.config import Mode, PipelineConfig
 from drafthouse.pipeline.contract import GenerationRequest
 from drafthouse.pipeline.fields import INPUT_NAMES
 from drafthouse.pipeline.frontdoor import FrontDoorContext, parse_request
-from drafthouse.pipeline.tokenizer import ByteLevelTokenizer, byte_level_alphabet
+from drafthouse.pipeline.tokenizer import FileTokenizer
+from drafthouse.sampling.vocabulary import byte_level_alphabet
 
 CONTEXT = 40
 DTYPES = {
@@ -28,8 +29,7 @@ DTYPES = {
 
 def byte_tokenizer(extra: Sequence[tuple[str, bool]] = (("<|eos|>", True), ("<|tool|>", False))) -> tokenizers.Tokenizer:
     """Ids 0 to 255 are the bytes in order, 256 is ``th``; then the added tokens (text, special)."""
-    characters = {byte: character for character, byte in byte_level_alphabet().items()}
-    vocab = {characters[byte]: byte for byte in range(256)} | {"th": 256}
+    vocab = {character: byte for character, byte in byte_level_alphabet().items()} | {"th": 256}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [("t", "h")]))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -39,7 +39,15 @@ def byte_tokenizer(extra: Sequence[tuple[str, bool]] = (("<|eos|>", True), ("<|t
 
 
 EOS, TOOL = 257, 258
-TOKENIZER = ByteLevelTokenizer(byte_tokenizer().to_str(), eos_ids=(EOS, 0))
+
+
+def saved(tokenizer: tokenizers.Tokenizer, folder: Path) -> Path:
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
+with tempfile.TemporaryDirectory() as _folder:
+    TOKENIZER = FileTokenizer(saved(byte_tokenizer(), Path(_folder)), eos_ids=(EOS, 0))
 
 
 def context(**changes: object) -> FrontDoorContext:
@@ -240,24 +248,14 @@ def test_the_alphabet_is_a_bijection_of_bytes() -> None:
     assert (alphabet["Ġ"], alphabet["Ċ"], alphabet["A"]) == (0x20, 0x0A, 0x41)
 
 
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"generation_config.json": {"eos_token_id": [3, 4]}, "config.json": {"eos_token_id": 1}}, (3, 4)),
-        ({"generation_config.json": {}, "config.json": {"eos_token_id": 1}}, (1,)),
-        ({"config.json": {"eos_token_id": None}}, ()),
-        ({}, ()),
-    ],
-)
-def test_a_tokenizer_folder_names_the_end_tokens(tmp_path: Path, files: dict[str, object], expected: tuple[int, ...]) -> None:
-    (tmp_path / "tokenizer.json").write_text(byte_tokenizer().to_str(), encoding="utf-8")
-    for name, content in files.items():
-        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
-    assert ByteLevelTokenizer.load(tmp_path).eos_ids == expected
+def test_a_missing_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ClientError, match="field=tokenizer"):
+        FileTokenizer(tmp_path / "tokenizer.json", ())
 
 
-def test_another_kind_of_tokenizer_is_refused() -> None:
+def test_another_kind_of_tokenizer_is_refused(tmp_path: Path) -> None:
     other = byte_tokenizer()
-    other.decoder = tokenizers.decoders.Metaspace()
-    with pytest.raises(ValueError, match="'Metaspace' is not supported"):
-        ByteLevelTokenizer(other.to_str(), ())
+    other.decoder = tokenizers.decoders.WordPiece()
+    other.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    with pytest.raises(ClientError, match=r"UNSUPPORTED field=tokenizer value='?.*WordPiece"):
+        FileTokenizer(saved(other, tmp_path), ())

@@ -25,7 +25,7 @@ def read_token_bytes(tokenizer_file: Path, vocab_size: int) -> tuple[bytes, ...]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise invalid("tokenizer", str(tokenizer_file), "a readable tokenizer.json with a BPE vocabulary") from error
     if "ByteLevel" in kinds:
-        alphabet = _byte_level_alphabet()
+        alphabet = byte_level_alphabet()
         table = {token_id: bytes(alphabet[char] for char in piece if char in alphabet) for piece, token_id in pieces.items()}
     elif kinds & {"ByteFallback", "Metaspace"}:
         table = {token_id: _sentencepiece_bytes(piece) for piece, token_id in pieces.items()}
@@ -58,7 +58,7 @@ def _types_in(node: Any) -> Iterator[str]:  # noqa: ANN401 - any JSON value
             yield from _types_in(child)
 
 
-def _byte_level_alphabet() -> dict[str, int]:
+def byte_level_alphabet() -> dict[str, int]:
     """GPT-2's reversible mapping: printable Latin-1 stands for itself, the other bytes for code points from 256 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]

@@ -22,7 +22,7 @@ from drafthouse.pipeline.config import PipelineConfig
 from drafthouse.pipeline.frontdoor import FrontDoorContext, parse_request
 from drafthouse.pipeline.loop import Pipeline, Services
 from drafthouse.pipeline.stats import RoundStats
-from drafthouse.pipeline.tokenizer import ByteLevelTokenizer
+from drafthouse.pipeline.tokenizer import FileTokenizer
 from drafthouse.triton.bls import BlsEngineClient, BlsFusion, BlsModel, BlsRouter
 from drafthouse.triton.fusion_model import drafter_model_name
 from drafthouse.triton.lease import Lease
@@ -47,8 +47,7 @@ class CosineModel:
         config = PipelineConfig.parse(parameters.rest())
         manifest = read_manifest(Path(args["model_repository"]).parent / "target" / args["model_version"])
         limits = _limits(manifest, config.slots)
-        tokenizer_json = (version_folder(args) / TOKENIZER_NAME).read_text(encoding="utf-8")
-        tokenizer = ByteLevelTokenizer(tokenizer_json, manifest.eos_token_ids)
+        tokenizer = FileTokenizer(version_folder(args) / TOKENIZER_NAME, manifest.eos_token_ids)
         lease = Lease.from_environment()
         target = BlsEngineClient("target", BlsModel("target", lease, timeout_us))
         engines = {name: _engine(name, lease, timeout_us) for name in drafters}
