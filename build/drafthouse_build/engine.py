@@ -140,6 +140,9 @@ def save_model(model: onnx.ModelProto, file: Path) -> None:
         location=data_name,
         size_threshold=_EXTERNAL_THRESHOLD_BYTES,
     )
+    if (file.parent / data_name).is_file():
+        # onnx makes it private to this user; the server may run as another.
+        (file.parent / data_name).chmod(file.stat().st_mode)
 
 
 def _manifest(checkpoint: Checkpoint, config: LlamaConfig, options: EngineOptions, domain: str, key: str) -> EngineManifest:

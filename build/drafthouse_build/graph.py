@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 Dim = int | str
 
@@ -16,48 +15,53 @@ OPSET = 24
 IR_VERSION = 11
 
 
-@dataclass
 class GraphBuilder:
-    """Collects nodes and initialisers in the order of execution, which is also their order in the file."""
+    """Adds nodes and initialisers in the order of execution, which is also their order in the file.
 
-    name: str
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    initializers: list[onnx.TensorProto] = field(default_factory=list)
-    inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
-    outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    `model` is the finished model at any time. It is filled in place: `onnx.helper` would copy every weight three times.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="drafthouse_build")
+        self.model.opset_import.append(helper.make_opsetid("", OPSET))
+        self._graph = self.model.graph
+        self._graph.name = name
 
     def constant(self, name: str, value: NDArray[np.generic]) -> str:
         """Adds an initialiser and returns its name."""
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        add_tensor(self._graph, name, value)
         return name
 
     def node(self, op_type: str, inputs: Sequence[str], output: str, **attributes: int | float) -> str:
         """Adds a node with one output and returns the output's name."""
         node = helper.make_node(op_type, list(inputs), [output], name=output)
         node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
-        self.nodes.append(node)
+        self._graph.node.append(node)
         return output
 
     def split(self, source: str, sizes: Sequence[int], outputs: Sequence[str], axis: int) -> None:
         """Cuts `source` along `axis` into pieces of the given sizes."""
         lengths = self.constant(f"{outputs[0]}.split_sizes", np.asarray(sizes, np.int64))
-        self.nodes.append(helper.make_node("Split", [source, lengths], list(outputs), name=f"{outputs[0]}.split", axis=axis))
+        self._graph.node.append(helper.make_node("Split", [source, lengths], list(outputs), name=f"{outputs[0]}.split", axis=axis))
 
     def transpose(self, source: str, output: str, permutation: Sequence[int]) -> str:
         """Adds a `Transpose` and returns its output's name."""
-        self.nodes.append(helper.make_node("Transpose", [source], [output], name=output, perm=list(permutation)))
+        self._graph.node.append(helper.make_node("Transpose", [source], [output], name=output, perm=list(permutation)))
         return output
 
-    def add_input(self, name: str, element_type: int, shape: Sequence[Dim]) -> str:
-        self.inputs.append(helper.make_tensor_value_info(name, element_type, list(shape)))
-        return name
+    def add_input(self, name: str, element_type: int, shape: Sequence[Dim]) -> None:
+        """Declares an input of the graph; a dimension that is a name is free."""
+        self._graph.input.append(helper.make_tensor_value_info(name, element_type, list(shape)))
 
-    def add_output(self, name: str, shape: Sequence[Dim]) -> str:
-        self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)))
-        return name
+    def add_output(self, name: str, shape: Sequence[Dim]) -> None:
+        """Declares the float32 value `name` an output of the graph."""
+        self._graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)))
 
-    def build(self) -> onnx.ModelProto:
-        """The finished model in opset 24."""
-        graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, self.initializers)
-        opsets = [helper.make_opsetid("", OPSET)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="drafthouse_build")
+
+def add_tensor(graph: onnx.GraphProto, name: str, value: NDArray[np.generic]) -> None:
+    """Adds the initialiser `name` to `graph` with a single copy of its data."""
+    tensor = graph.initializer.add()
+    tensor.name = name
+    tensor.data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
+    tensor.dims.extend(value.shape)
+    tensor.raw_data = value.tobytes()

@@ -110,7 +110,7 @@ class _LlamaExporter:
         hidden = self._norm("model.norm.weight", hidden, "final_norm")
         self.graph.node("MatMul", [hidden, self._output_matrix(embeddings)], "logits")
         self._declare_outputs()
-        return self.graph.build()
+        return self.graph.model
 
     def _declare_inputs(self) -> None:
         self.graph.add_input("input_ids", TensorProto.INT64, ["B", "T"])

@@ -16,6 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from drafthouse_build.graph import add_tensor
+
 BLOCK_SIZE = 64
 _ZERO_POINT = 128
 _INT8_ACTIVATIONS = 4
@@ -26,18 +28,22 @@ def quantize_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     source = model.graph
     constants = {tensor.name: tensor for tensor in source.initializer}
     transposed = {node.output[0]: node.input[0] for node in source.node if node.op_type == "Transpose" and node.input[0] in constants}
-    nodes: list[onnx.NodeProto] = []
-    added: list[onnx.TensorProto] = []
+    result = onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name)
+    result.opset_import.extend([*model.opset_import, helper.make_opsetid("com.microsoft", 1)])
+    graph = result.graph
+    graph.name = source.name
+    graph.input.extend(source.input)
+    graph.output.extend(source.output)
     for node in source.node:
         right = node.input[1] if node.op_type == "MatMul" else ""
         if right in constants or right in transposed:
             matrix = numpy_helper.to_array(constants[transposed.get(right, right)])
-            quantized, tensors = _quantized_matmul(node, matrix.T if right in transposed else matrix)
-            nodes.append(quantized)
-            added.extend(tensors)
-        else:
-            nodes.append(node)
-    return _rebuilt(model, nodes, added)
+            _add_quantized(graph, node, matrix.T if right in transposed else matrix)
+        elif node.output[0] not in transposed:
+            graph.node.append(node)
+    used = {name for node in graph.node for name in node.input}
+    graph.initializer.extend(tensor for name, tensor in constants.items() if name in used)
+    return result
 
 
 def quantize_blocks(matrix: NDArray[np.float32], block_size: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
@@ -53,12 +59,14 @@ def quantize_blocks(matrix: NDArray[np.float32], block_size: int) -> tuple[NDArr
     return values.astype(np.uint8), scales
 
 
-def _quantized_matmul(node: onnx.NodeProto, matrix: NDArray[np.float32]) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
+def _add_quantized(graph: onnx.GraphProto, node: onnx.NodeProto, matrix: NDArray[np.float32]) -> None:
+    """Adds to `graph` what multiplies as `node` does, by the rounded `matrix [K, N]`."""
     values, scales = quantize_blocks(matrix, BLOCK_SIZE)
-    tensors = [numpy_helper.from_array(values, f"{node.name}.blocks"), numpy_helper.from_array(scales, f"{node.name}.scales")]
+    add_tensor(graph, f"{node.name}.blocks", values)
+    add_tensor(graph, f"{node.name}.scales", scales)
     quantized = helper.make_node(
         "MatMulNBits",
-        [node.input[0], tensors[0].name, tensors[1].name],
+        [node.input[0], f"{node.name}.blocks", f"{node.name}.scales"],
         list(node.output),
         name=node.name,
         domain="com.microsoft",
@@ -68,16 +76,4 @@ def _quantized_matmul(node: onnx.NodeProto, matrix: NDArray[np.float32]) -> tupl
         block_size=BLOCK_SIZE,
         accuracy_level=_INT8_ACTIVATIONS,
     )
-    return quantized, tensors
-
-
-def _rebuilt(model: onnx.ModelProto, nodes: list[onnx.NodeProto], added: list[onnx.TensorProto]) -> onnx.ModelProto:
-    """`model` with other nodes, without what they no longer read."""
-    outputs = {value.name for value in model.graph.output}
-    used = {name for node in nodes for name in node.input} | outputs
-    nodes = [node for node in nodes if any(name in used for name in node.output)]
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    graph = helper.make_graph(nodes, model.graph.name, model.graph.input, model.graph.output, kept + added)
-    opsets = [*model.opset_import, helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version, producer_name=model.producer_name)
+    graph.node.append(quantized)

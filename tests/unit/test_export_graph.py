@@ -98,5 +98,6 @@ def test_model_that_outgrows_one_protobuf_is_written_with_its_weights_beside_it(
     engine.save_model(copied, external)
     assert not (inline.parent / "model.onnx.data").exists()
     assert (external.parent / "model.onnx.data").stat().st_size > external.stat().st_size
+    assert (external.parent / "model.onnx.data").stat().st_mode == external.stat().st_mode
     expected, found = (OnnxLlama(file, rows=1).step(0, [[3, 1, 4]], [0]) for file in (inline, external))
     np.testing.assert_array_equal(found, expected)
