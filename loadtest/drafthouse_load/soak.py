@@ -188,7 +188,7 @@ async def _one_request(
     request = asyncio.create_task(_consume(client, rng.choice(prompts).prompt, options))
     began_s = time.monotonic()
     # A cancel may fall before the first token, between two, or come too late: the answer then counts as completed.
-    patience_s = rng.uniform(0, 2 * _typical_s(log)) if rng.random() < settings.cancel_rate else None
+    patience_s = rng.uniform(0, _typical_s(log)) if rng.random() < settings.cancel_rate else None
     await asyncio.wait((request,), timeout=patience_s)
     if request.cancel():
         await asyncio.gather(request, return_exceptions=True)
