@@ -60,7 +60,7 @@ class AsyncClient:
         return self._chunks(wire.generation_inputs(prompt, options, stream=True), options.timeout_s)
 
     async def stats(self) -> dict[str, Any]:
-        """The server's counters since it loaded the model (see docs/metrics.md), as decoded JSON."""
+        """The server's counters since it loaded the model (`drafthouse.triton.statistics`), as decoded JSON."""
         request = wire.encode_request(self._model, {"stats_request": True})
         async with aclosing(self._responses(request, None)) as responses:
             return parse_stats([wire.decode_outputs(response) async for response in responses])

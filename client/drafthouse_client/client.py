@@ -75,7 +75,7 @@ class Client:
         return self._chunks(wire.generation_inputs(prompt, options, stream=True), options.timeout_s)
 
     def stats(self) -> dict[str, Any]:
-        """The server's counters since it loaded the model (see docs/metrics.md), as decoded JSON."""
+        """The server's counters since it loaded the model (`drafthouse.triton.statistics`), as decoded JSON."""
         request = wire.encode_request(self._model, {"stats_request": True})
         with closing(self._responses(request, None)) as responses:
             answers = [wire.decode_outputs(response) for response in responses]

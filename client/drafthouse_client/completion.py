@@ -12,7 +12,7 @@ TARGET_SOURCE = -1  # in `token_sources`: the target's own token, no drafter had
 class GenerateOptions:
     """Options of one request. ``None`` means "not sent": the server's default applies.
 
-    The names are those of the model's inputs; see ``docs`` of the server for their ranges. The server validates.
+    The names are those of the model's inputs. Ranges are the server's to check: its refusal names what is allowed.
     """
 
     max_tokens: int = 64

@@ -69,7 +69,15 @@ def round_times(counters: Counters) -> RoundTimes:
 
 
 def figures(segments: Sequence[Segment]) -> dict[str, object]:
-    """The report's figures of one mode (or one mode and domain); docs/metrics.md defines them."""
+    """The report's figures of one mode (or one mode and domain).
+
+    ``tokens_per_s``: output tokens of all streams over the wall clock of their blocks, prefill included.
+    ``decode_tokens_per_s_per_stream``: tokens after the first increment over the time after it.
+    ``ttft_ms_*``: sending the request to its first increment, on the client's clock.
+    ``accepted_len_mean``: tokens emitted per request and verification, with the bonus token; prefill's token not counted.
+    ``acceptance_rate``: accepted over drafted tokens, both as verified by the target.
+    ``round_ms``: server side, per round without prefill: see `RoundTimes`. ``other_share`` is other over total.
+    """
     requests = [request for segment in segments for request in segment.requests]
     counters = sum((segment.counters for segment in segments), Counters())
     times = round_times(counters)
