@@ -15,9 +15,10 @@ MIN_SCORE = np.float32(1e-6)  # keeps the best drafter choosable however badly a
 
 @dataclass(frozen=True, slots=True)
 class PromptLikelihoodOptions:
-    """What can be tuned. The defaults gave the most tokens per round on the demo's four domains.
+    """What can be tuned. The defaults were chosen on prompts of four fields, by tokens per round, and checked on others.
 
-    A second drafter costs one call per token where a lone one costs one call per round, so it has to be nearly as good.
+    On prompts of one field any margin from 0.7 to 0.95 gives the same text length per round within 0.5 %. A second drafter
+    costs one call per token where a lone one costs one call per round, so it has to be nearly as good.
     """
 
     max_drafters: int = 2  # most drafters per request
