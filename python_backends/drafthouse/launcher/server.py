@@ -148,23 +148,19 @@ class TritonServer:
         return self._process is not None and self._process.poll() is None
 
     def load_model(self, name: str, config_override: Mapping[str, Any] | None = None) -> None:
-        """Loads a model; returns when it serves. An override is merged into the configuration it runs with (see
-        `merge_config`), which needs the model to be loaded, and always starts it anew. Without one Triton does nothing
-        when the model is loaded and its files are unchanged: `reload_model` is the call that starts it anew.
+        """Starts a model anew and returns when it serves; running requests end first.
 
+        Without an override it then runs as config.pbtxt says: that undoes earlier overrides and revives a model whose
+        process died. An override is merged into the configuration the model runs with (see `merge_config`).
         Errors: LaunchError (UNAVAILABLE) with the server's reason.
         """
         control = self._control()
-        config = None if config_override is None else merge_config(control.model_config(name), config_override)
-        control.load(name, config, self.config.startup_timeout_s)
-
-    def reload_model(self, name: str) -> None:
-        """Unloads and loads a model, with the configuration in its file: undoes overrides and revives a dead model process.
-
-        Errors: LaunchError (UNAVAILABLE) with the server's reason.
-        """
-        self.unload_model(name)
-        self.load_model(name)
+        if config_override is None:
+            # Triton takes a load of a loaded model whose files are unchanged for done.
+            control.unload(name, self.config.startup_timeout_s)
+            control.load(name, None, self.config.startup_timeout_s)
+        else:
+            control.load(name, merge_config(control.model_config(name), config_override), self.config.startup_timeout_s)
 
     def unload_model(self, name: str) -> None:
         """Unloads a model. Errors: LaunchError (UNAVAILABLE) with the server's reason."""
