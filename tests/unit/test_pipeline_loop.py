@@ -131,6 +131,13 @@ def test_configuration_refuses(parameters: dict[str, str], field: str, named: st
     assert named in str(caught.value)
 
 
+def test_collaborators_are_all_drafters_or_those_named() -> None:
+    assert PipelineConfig().usable_drafters(DRAFTERS) == DRAFTERS
+    assert PipelineConfig(collaborators="math, code").usable_drafters(DRAFTERS) == ("math", "code")
+    with pytest.raises(ClientError, match="field=collaborators value='tao'"):
+        PipelineConfig(collaborators="code,tao").usable_drafters(DRAFTERS)
+
+
 def test_a_single_drafter_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ClientError, match=r"field=single_drafter value='tao' allowed=one of code, math"):
         PipelineConfig(mode=Mode.SINGLE_DRAFTER, single_drafter="tao").usable_drafters(DRAFTERS)

@@ -25,6 +25,7 @@ class PipelineConfig:
 
     mode: Mode = Mode.COLLABORATIVE
     single_drafter: str = "general"  # the drafter of mode single_drafter
+    collaborators: str = ""  # comma-separated drafters of mode collaborative; "" = all of them
     policy: str = "fcfs"  # see drafthouse.scheduling.registry
     num_draft_tokens: int = 5  # longest draft per round when the request does not say
     max_num_draft_tokens: int = 16  # the most a request may ask for
@@ -65,14 +66,20 @@ class PipelineConfig:
         return min(self.slots or target_slots, target_slots)
 
     def usable_drafters(self, drafter_names: tuple[str, ...]) -> tuple[str, ...]:
-        """The drafters that may work in this mode; INVALID_ARG when `single_drafter` is not one of ``drafter_names``."""
+        """The drafters that may work in this mode; INVALID_ARG when it names one that is not in ``drafter_names``."""
         if self.mode is Mode.TARGET_ONLY:
             return ()
-        if self.mode is Mode.COLLABORATIVE:
-            return drafter_names
-        if self.single_drafter not in drafter_names:
-            raise invalid("single_drafter", self.single_drafter, f"one of {', '.join(drafter_names)}")
-        return (self.single_drafter,)
+        if self.mode is Mode.SINGLE_DRAFTER:
+            return _known("single_drafter", (self.single_drafter,), drafter_names)
+        named = tuple(part.strip() for part in self.collaborators.split(",") if part.strip())
+        return _known("collaborators", named, drafter_names) or drafter_names
+
+
+def _known(field: str, names: tuple[str, ...], drafter_names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name not in drafter_names:
+            raise invalid(field, name, f"one of {', '.join(drafter_names)}")
+    return names
 
 
 def _parse_value(name: str, text: str, default: object) -> object:
