@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.rule import Rule
@@ -116,9 +117,10 @@ def measure(client: Client, prompts: Mapping[str, Sequence[str]], max_tokens: in
 
 def result_table(results: Mapping[str, DomainResult]) -> Table:
     """One row per domain and one for all of them."""
-    table = Table(caption="one request at a time, greedy; tokens/s include the prompt's prefill")
+    caption = "one request at a time, greedy; tokens/s include the prompt's prefill"
+    table = Table(caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)  # fits 80 columns
     for at, column in enumerate(("domain", "tokens/s off", "tokens/s on", "tokens per round", "speed-up", "identical text")):
-        table.add_column(column, justify="right" if at else "left")
+        table.add_column(column, justify="right" if at else "left", no_wrap=True)
     for domain, result in results.items():
         table.add_row(domain, *_cells([result]))
     table.add_section()

@@ -50,8 +50,9 @@ def test_a_text_that_differs_is_said_in_its_domain() -> None:
     assert not results["code"].identical
     assert results["math"].identical
     shown = io.StringIO()
-    Console(file=shown, width=120).print(result_table(results))
-    rows = {line.split("│")[1].strip(): line for line in shown.getvalue().splitlines() if line.count("│") > 2}
+    Console(file=shown, width=80).print(result_table(results))
+    assert "identical text" in shown.getvalue(), "the headings fit a terminal of 80 columns"
+    rows = {line.split()[0]: line for line in shown.getvalue().splitlines() if "×" in line}
     assert "NO" in rows["code"]
     assert "yes" in rows["math"]
     assert "NO" in rows["all"]
