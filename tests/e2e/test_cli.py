@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,12 +91,12 @@ def test_a_short_soak_leaves_nothing_behind(repository_dir: Path) -> None:
 
 @pytest.mark.slow
 def test_the_demo_shows_the_same_text_off_and_on_and_stops_its_server(repository_dir: Path) -> None:
-    before = {info.folder for info in live_runs()}
     done = run("demo", "--model-repository", str(repository_dir), "--max-tokens", "16")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "identical text" in done.stdout
     assert "NO" not in done.stdout.rpartition("speculation off and on")[2]
-    assert {info.folder for info in live_runs()} <= before
+    (log_file,) = re.findall(r"\(log:\s+(\S+)\)", done.stdout)
+    assert Path(log_file) not in {info.log_file for info in live_runs()}
 
 
 @pytest.mark.slow
