@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from drafthouse.core.errors import ClientError
 from drafthouse.core.sampling_params import SamplingParams
-from drafthouse.engine.buckets import TokenBuckets, measure_lengths
 from drafthouse.engine.contract import EngineError, RowStatus, StepCall
+from drafthouse.engine.costs import CallCosts, measure_calls, shapes_to_measure
 from drafthouse.engine.engine import load_engine
 from drafthouse.engine.manifest import read_manifest
 from drafthouse.engine.onnx_session import OnnxSession
@@ -140,28 +140,42 @@ def test_one_token_is_padded_to_two_unless_it_is_to_be_measured(tiny_engine_dir:
     row = StepCall([step_row(1, [4])])
     padded = load_engine(tiny_engine_dir(), FAST)
     unpadded = load_engine(tiny_engine_dir(), EngineOptions(min_step_tokens=1, calibration_ms=0))
-    assert (padded.buckets.padded(1), unpadded.buckets.padded(1)) == (2, 1)
+    assert (padded.costs.padded(1), unpadded.costs.padded(1)) == (2, 1)
     assert padded.step(row).rows[0].sampled.tolist() == unpadded.step(row).rows[0].sampled.tolist()
 
 
 def test_calls_are_padded_to_a_clearly_cheaper_length() -> None:
-    buckets = TokenBuckets(2, 16, {2: 19.0, 3: 31.4, 4: 26.3, 5: 40.0, 6: 41.5, 7: 41.0, 8: 39.6, 12: 39.0})
-    assert [buckets.padded(tokens) for tokens in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16)] == [2, 2, 4, 4, 5, 12, 7, 8, 9, 12, 16]
+    times = {2: 19.0, 3: 31.4, 4: 26.3, 5: 40.0, 6: 41.5, 7: 41.0, 8: 39.6, 12: 39.0}
+    costs = CallCosts(2, 16, {(1, tokens): time_ms for tokens, time_ms in times.items()})
+    assert [costs.padded(tokens) for tokens in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16)] == [2, 2, 4, 4, 5, 12, 7, 8, 9, 12, 16]
+    assert costs.max_gap == 0
+
+
+@pytest.mark.parametrize(("one", "three", "gap"), [(9.4, 14.2, 2), (13.8, 24.8, 1), (5.0, 15.0, 0), (5.0, 4.0, 4), (5.0, 5.2, 4)])
+def test_gaps_are_bridged_as_long_as_rows_cost_less_than_a_call(one: float, three: float, gap: int) -> None:
+    assert CallCosts(2, 8, {(1, 4): one, (3, 4): three}).max_gap == gap
 
 
 def test_measuring_stops_at_its_budget_and_needs_several_rounds() -> None:
-    runs: list[int] = []
-    assert measure_lengths(runs.append, 2, 8, 0) == {}
+    runs: list[tuple[int, int]] = []
+    shapes = shapes_to_measure(2, 8, 4)
+    assert shapes == [*((1, tokens) for tokens in range(2, 9)), (3, 4)]
+    assert shapes_to_measure(1, 3, 4) == [(1, 2), (1, 3)]
+    assert shapes_to_measure(2, 4, 2) == [(1, 2), (1, 3), (1, 4)]
+
+    def run(rows: int, tokens: int) -> None:
+        runs.append((rows, tokens))
+
+    assert measure_calls(run, shapes, 0) == {}
     assert not runs
-    costs = measure_lengths(runs.append, 2, 8, 20)
-    assert sorted(costs) == [2, 3, 4, 5, 6, 7, 8]
-    assert measure_lengths(lambda _: time.sleep(0.01), 1, 3, 1) == {}
+    assert sorted(measure_calls(run, shapes, 20)) == sorted(shapes)
+    assert measure_calls(lambda rows, tokens: time.sleep(0.01), shapes, 1) == {}
 
 
 def test_measuring_leaves_no_trace_in_the_answers(tiny_engine_dir: EngineDir) -> None:
     rows = StepCall([step_row(1, [4, 8, 15]), step_row(2, [16])])
     measured = load_engine(tiny_engine_dir(), EngineOptions(calibration_ms=50))
-    assert measured.buckets.cost_ms
+    assert measured.costs.cost_ms
     quiet = load_engine(tiny_engine_dir(), FAST)
     for left, right in zip(measured.step(rows).rows, quiet.step(rows).rows, strict=True):
         assert left.logprobs.tolist() == right.logprobs.tolist()

@@ -10,9 +10,10 @@ import pytest
 
 from drafthouse.core.sampling_params import SamplingParams
 from drafthouse.engine.contract import StepCall
+from drafthouse.engine.costs import CallCosts
 from drafthouse.engine.engine import ModelEngine, load_engine
 from drafthouse.engine.options import EngineOptions
-from fakes.engine_driver import VOCAB_SIZE, Draft, Drafter, Stream, generate, same_answer, step_row
+from fakes.engine_driver import MAX_STEP_TOKENS, VOCAB_SIZE, Draft, Drafter, Stream, generate, same_answer, step_row
 from fakes.onnx_llama import OnnxLlama
 
 EngineDir = Callable[..., Path]
@@ -76,9 +77,13 @@ def test_verifying_chains_equals_decoding_one_by_one(engine_dir: Path, sampling:
         assert drafted.num_rounds < truth.num_rounds / 2
 
 
-def test_company_slot_and_padding_change_nothing(engine_dir: Path) -> None:
+@pytest.mark.parametrize("bridged", [False, True])
+def test_company_slot_and_padding_change_nothing(engine_dir: Path, bridged: bool) -> None:
     truths = [alone(engine_dir, prompt, sampling) for prompt, sampling in zip(PROMPTS, KINDS, strict=True)]
-    engine = load(engine_dir, slots=6, calibration_ms=60)
+    engine = load(engine_dir, slots=6)
+    times = {(1, 2): 1.0, (1, 3): 3.0, (1, 4): 2.0, (1, 5): 3.0, (1, 6): 3.0, (1, 7): 3.0, (1, 8): 2.5, (3, 4): 2.5}
+    engine.costs = CallCosts(2, MAX_STEP_TOKENS, times if bridged else {})
+    assert (engine.costs.max_gap, engine.costs.padded(6)) == ((4, 8) if bridged else (0, 6))
     engine.step(StepCall([step_row(90, [1, 2])]))  # holds slot 0
     engine.step(StepCall([step_row(91, [1, 2]), step_row(92, [3])]))
     engine.release([91])  # a gap: later requests lie in two runs of slots

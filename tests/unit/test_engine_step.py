@@ -9,6 +9,7 @@ import pytest
 
 from drafthouse.core.sampling_params import SamplingParams
 from drafthouse.engine.contract import RowResult, RowStatus, StepCall, StepRow
+from drafthouse.engine.costs import CallCosts
 from drafthouse.engine.engine import ModelEngine
 from drafthouse.engine.options import EngineOptions
 from fakes.engine_driver import step_row
@@ -197,6 +198,27 @@ def test_prefill_and_decoding_run_apart_and_gaps_split_a_call() -> None:
     assert wide.calls == [(0, 1, 3), (3, 1, 2), (2, 1, 20)]
     assert [answer.sampled.tolist() for answer in answers] == [[predicted([3, 7])], [predicted([2, *[5] * 20])], [predicted([0, 6, 7, 8])]]
     assert not session.calls
+
+
+def test_a_gap_is_bridged_when_that_is_cheaper_and_its_request_keeps_everything() -> None:
+    session = FakeSession(fake_manifest(), 5)
+    engine = ModelEngine(session, session.manifest, EngineOptions(slots=5, calibration_ms=0))
+    engine.costs = CallCosts(2, 8, {(1, 4): 9.0, (3, 4): 14.0})
+    step(engine, *(step_row(uid, [uid, 9], num_committed=1) for uid in range(5)))
+    engine.release([3])
+    session.calls.clear()
+    answers = step(engine, *(step_row(uid, [5], prefix_len=1) for uid in (0, 2, 4)), num_steps=2)
+    assert session.calls == [(0, 5, 2), (0, 5, 2)]
+    for uid, answer in zip((0, 2, 4), answers, strict=True):
+        assert answer.sampled.tolist() == [predicted([uid, 5]), predicted([uid, 5, predicted([uid, 5])])]
+    assert step(engine, step_row(1, [9, 7], prefix_len=1))[0].sampled.tolist() == [predicted([1, 9, 7])]
+    assert session.calls[-1] == (1, 1, 2)  # its draft was still there
+    # An idle slot that is too full to take the call's padding is not bridged, nor one that takes part in another length.
+    tokens = [1, *fill(engine, 9, USABLE)]
+    assert step(engine, step_row(9, [8, *tokens[:7]], prefix_len=USABLE - 1, num_committed=1))[0].status is RowStatus.OK
+    session.calls.clear()
+    step(engine, step_row(2, [5, 6], prefix_len=1), step_row(4, [5], prefix_len=1))
+    assert session.calls == [(2, 1, 2), (4, 1, 2)]
 
 
 def test_a_failing_network_call_costs_its_own_rows_only_and_heals() -> None:

@@ -1,15 +1,15 @@
 """From admitted rows to network calls: which rows share a call, and what goes into its inputs."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from drafthouse.engine.buckets import TokenBuckets
 from drafthouse.engine.contract import StepRow
+from drafthouse.engine.costs import CallCosts
 from drafthouse.engine.session import BoundStep
-from drafthouse.engine.slots import CacheEntry
+from drafthouse.engine.slots import CacheEntry, SlotTable
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
@@ -70,33 +70,56 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One network call: tasks on neighbouring slots, padded to ``num_tokens``."""
+    """One network call: tasks on neighbouring slots, padded to ``num_tokens``; idle slots between them run along."""
 
     tasks: Sequence[Task]
     num_tokens: int
+    idle: Mapping[int, int] = field(default_factory=dict)  # slot → cache row from which it may be overwritten
 
     @property
     def first_slot(self) -> int:
         return self.tasks[0].entry.slot
 
+    @property
+    def num_rows(self) -> int:
+        return len(self.tasks) + len(self.idle)
 
-def plan_runs(tasks: Sequence[Task], buckets: TokenBuckets) -> list[Run]:
-    """Splits tasks by length, so that decoding does not pay for prefill, then into maximal runs of neighbouring slots."""
+    @property
+    def rows(self) -> list[int]:
+        """The tasks' rows in the network call."""
+        return [task.entry.slot - self.first_slot for task in self.tasks]
+
+
+def plan_runs(tasks: Sequence[Task], costs: CallCosts, slots: SlotTable) -> list[Run]:
+    """Splits tasks by length, so that decoding does not pay for prefill, then into runs of neighbouring slots."""
     if len(tasks) == 1:
-        return [Run(tasks, buckets.padded(tasks[0].num_new))]
+        return [Run(tasks, costs.padded(tasks[0].num_new))]
     by_class: dict[int, list[Task]] = {}
     for task in tasks:
         by_class.setdefault(((task.num_new - 1) // _DECODE_TOKENS).bit_length(), []).append(task)
+    busy = {task.entry.slot for task in tasks}
     runs: list[Run] = []
     for _, members in sorted(by_class.items()):
         members.sort(key=lambda task: task.entry.slot)
-        begin = 0
-        for end in range(1, len(members) + 1):
-            if end == len(members) or members[end].entry.slot != members[end - 1].entry.slot + 1:
-                part = members[begin:end]
-                runs.append(Run(part, buckets.padded(max(task.num_new for task in part))))
-                begin = end
+        runs += _neighbours(members, costs, slots, busy)
     return runs
+
+
+def _neighbours(tasks: Sequence[Task], costs: CallCosts, slots: SlotTable, busy: Set[int]) -> list[Run]:
+    """Runs of tasks (sorted by slot), with short gaps bridged where that costs less than another network call."""
+    num_tokens = costs.padded(max(task.num_new for task in tasks))
+    runs: list[Run] = []
+    part, idle = [tasks[0]], dict[int, int]()
+    for task in tasks[1:]:
+        gap = range(part[-1].entry.slot + 1, task.entry.slot)
+        spare = {slot: slots.spare_row(slot) for slot in gap} if len(gap) <= costs.max_gap and busy.isdisjoint(gap) else None
+        if spare is not None and all(row + num_tokens <= slots.context_len for row in spare.values()):
+            part.append(task)
+            idle |= spare
+        else:
+            runs.append(Run(part, costs.padded(max(task.num_new for task in part)), idle))
+            part, idle = [task], {}
+    return [*runs, Run(part, costs.padded(max(task.num_new for task in part)), idle)]
 
 
 class InputWriter:
@@ -105,25 +128,32 @@ class InputWriter:
     def __init__(self, context_len: int) -> None:
         self._columns = np.arange(context_len)
 
-    def write(self, step: BoundStep, tasks: Sequence[Task]) -> None:
+    def write(self, step: BoundStep, run: Run) -> None:
         """Inputs of a run. Rows shorter than the call are padded with token 0, which nothing sees but later padding."""
-        for row, task in enumerate(tasks):
+        for row, task in zip(run.rows, run.tasks, strict=True):
             step.input_ids[row, : task.num_new] = task.row.tokens[task.reused :]
             step.input_ids[row, task.num_new :] = 0
             step.write_indices[row] = task.start
+        self._write_idle(step, run)
         self.write_chains(step)
-        for row, task in enumerate(tasks):
+        for row, task in zip(run.rows, run.tasks, strict=True):
             if task.shape is not None:
                 first = task.row.num_committed - task.reused
                 step.position_ids[row, first : task.num_new] = task.base - 1 + task.shape.depth
                 step.attn_mask[row, 0, first : task.num_new, task.base : task.base + task.num_draft] = task.shape.sees
 
-    def write_next(self, step: BoundStep, token_ids: NDArray[np.int32], positions: IntArray) -> None:
-        """Inputs that feed one token per row back, at ``positions``."""
-        step.input_ids[:, 0] = token_ids
-        step.input_ids[:, 1:] = 0
-        step.write_indices[:] = positions
+    def write_next(self, step: BoundStep, run: Run, token_ids: NDArray[np.int32], positions: IntArray) -> None:
+        """Inputs that feed one token per task back, at ``positions``."""
+        step.input_ids[:] = 0
+        step.input_ids[run.rows, 0] = token_ids
+        step.write_indices[run.rows] = positions
+        self._write_idle(step, run)
         self.write_chains(step)
+
+    def _write_idle(self, step: BoundStep, run: Run) -> None:
+        for slot, cache_row in run.idle.items():
+            step.input_ids[slot - run.first_slot] = 0
+            step.write_indices[slot - run.first_slot] = cache_row
 
     def write_chains(self, step: BoundStep) -> None:
         """Every token follows the one before it and sees everything up to itself."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from drafthouse.core.errors import invalid
 from drafthouse.engine.batch import DraftShape, Task, plan_runs
-from drafthouse.engine.buckets import TokenBuckets, measure_lengths
 from drafthouse.engine.contract import EngineLimits, RowResult, RowStatus, StepCall, StepResult, StepRow
+from drafthouse.engine.costs import CallCosts, measure_calls, shapes_to_measure
 from drafthouse.engine.manifest import EngineManifest, read_manifest
 from drafthouse.engine.onnx_session import OnnxSession
 from drafthouse.engine.options import EngineOptions
@@ -37,8 +37,9 @@ class ModelEngine:
         self._slots = SlotTable(options.slots, manifest.context_len)
         self._runner = Runner(session, manifest, options.min_step_tokens, token_bytes)
         self._epoch = secrets.randbits(_EPOCH_BITS)
-        cost_ms = measure_lengths(self._runner.rehearse, options.min_step_tokens, manifest.max_step_tokens, options.calibration_ms)
-        self.buckets = TokenBuckets(options.min_step_tokens, manifest.max_step_tokens, cost_ms)
+        shapes = shapes_to_measure(options.min_step_tokens, manifest.max_step_tokens, options.slots)
+        cost_ms = measure_calls(self._runner.rehearse, shapes, options.calibration_ms)
+        self.costs = CallCosts(options.min_step_tokens, manifest.max_step_tokens, cost_ms)
 
     @property
     def limits(self) -> EngineLimits:
@@ -61,7 +62,7 @@ class ModelEngine:
                 tasks.append(admitted)
             else:
                 answers[index] = admitted
-        for run in plan_runs(tasks, self.buckets):
+        for run in plan_runs(tasks, self.costs, self._slots) if tasks else ():
             for task, answer in zip(run.tasks, self._runner.run(run, call), strict=True):
                 answers[task.index] = answer
         return self._result([answers[index] for index in range(len(call.rows))])

@@ -22,7 +22,7 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """Choices at some output nodes of every row; row b's end before ``ends[b]``."""
+    """Choices at some output nodes of every task; those of task i end before ``ends[i]``."""
 
     choices: Choices
     ends: IntArray
@@ -31,8 +31,8 @@ class _Round:
         tokens: NDArray[np.int32] = self.choices.sampled[self.ends - 1]
         return tokens
 
-    def of_row(self, row: int) -> slice:
-        return slice(int(self.ends[row - 1]) if row else 0, int(self.ends[row]))
+    def of_task(self, index: int) -> slice:
+        return slice(int(self.ends[index - 1]) if index else 0, int(self.ends[index]))
 
 
 class Runner:
@@ -54,29 +54,31 @@ class Runner:
         except EngineError as error:
             return [_failed(task, "session", str(error)) for task in run.tasks]
 
-    def rehearse(self, num_tokens: int) -> None:
-        """Runs a call of one row on slot 0 that no request asked for, to see how long it takes; only while slot 0 is free."""
-        step = self._session.bind(0, 1, num_tokens)
+    def rehearse(self, num_rows: int, num_tokens: int) -> None:
+        """Runs a call on the first slots that no request asked for, to see how long it takes; only while they are free."""
+        step = self._session.bind(0, num_rows, num_tokens)
         self._writer.write_chains(step)
         step.run()
 
     def _run(self, run: Run, call: StepCall) -> list[RowResult]:
         tasks = run.tasks
-        step = self._session.bind(run.first_slot, len(tasks), run.num_tokens)
-        self._writer.write(step, tasks)
+        step = self._session.bind(run.first_slot, run.num_rows, run.num_tokens)
+        self._writer.write(step, run)
         self._timed(step)
         for task in tasks:
             task.entry.commit(task.row)
-        scores = [self._prompt_score(step.logits[row], task) if call.return_prompt_logprob else (0.0, 0) for row, task in enumerate(tasks)]
+        scores = [(0.0, 0)] * len(tasks)
+        if call.return_prompt_logprob:
+            scores = [self._prompt_score(step.logits[row], task) for row, task in zip(run.rows, tasks, strict=True)]
         rounds = self._choose_all(run, step, call) if call.num_steps else []
-        return [self._answer(task, row, rounds, scores[row]) for row, task in enumerate(tasks)]
+        return [self._answer(task, index, rounds, scores[index]) for index, task in enumerate(tasks)]
 
     def _choose_all(self, run: Run, step: BoundStep, call: StepCall) -> list[_Round]:
         """The choices at the rows' own output nodes, then those of every further step."""
         tasks = run.tasks
         positions = [self._output_positions(task) for task in tasks]
         ends = np.cumsum([len(place) for place in positions])
-        rounds = [_Round(self._choose(_output_logits(step, tasks), tasks, positions, call), ends)]
+        rounds = [_Round(self._choose(_output_logits(step, run), tasks, positions, call), ends)]
         each = np.arange(1, len(tasks) + 1)
         for _ in range(call.num_steps - 1):
             positions = [place[-1:] + 1 for place in positions]
@@ -85,13 +87,13 @@ class Runner:
         return rounds
 
     def _feed_back(self, run: Run, token_ids: NDArray[np.int32], positions: IntArray) -> FloatArray:
-        """Extends every row by one token, standing at ``positions [B]``; returns the logits ``[B, V]`` that follow it."""
-        step = self._session.bind(run.first_slot, len(run.tasks), self._min_step_tokens)
-        self._writer.write_next(step, token_ids, positions)
+        """Extends every task by one token, standing at ``positions [n]``; returns the logits ``[n, V]`` that follow it."""
+        step = self._session.bind(run.first_slot, run.num_rows, self._min_step_tokens)
+        self._writer.write_next(step, run, token_ids, positions)
         self._timed(step)
         for task, token_id in zip(run.tasks, token_ids.tolist(), strict=True):
             task.entry.extend_draft(token_id)
-        return step.logits[:, 0]
+        return step.logits[run.rows, 0]
 
     def _timed(self, step: BoundStep) -> None:
         begin = time.perf_counter_ns()
@@ -111,10 +113,10 @@ class Runner:
             return 0.0, 0
         return float(self._chooser.log_probs_of(logits[: len(predicted)], predicted).sum(dtype=np.float64)), len(predicted)
 
-    def _answer(self, task: Task, row: int, rounds: Sequence[_Round], score: tuple[float, int]) -> RowResult:
+    def _answer(self, task: Task, index: int, rounds: Sequence[_Round], score: tuple[float, int]) -> RowResult:
         if not rounds:
             return replace(empty_result(RowStatus.OK, task.base), prompt_logprob=score[0], num_scored=score[1])
-        parts = [(part.choices, part.of_row(row)) for part in rounds]
+        parts = [(part.choices, part.of_task(index)) for part in rounds]
         sampled = _joined([choices.sampled[place] for choices, place in parts])
         logprobs = _joined([choices.logprobs[place] for choices, place in parts])
         candidate_ids = _joined([choices.candidate_ids[place] for choices, place in parts])
@@ -150,14 +152,12 @@ class Runner:
         return [Ban(first + node, self._bans.banned(params, committed + path, position)) for node, (path, position) in enumerate(pairs)]
 
 
-def _output_logits(step: BoundStep, tasks: Sequence[Task]) -> FloatArray:
-    """``[M, V]``, the logits of all rows' output nodes: each row's last committed token and its draft."""
-    if len(tasks) == 1:
-        return step.logits[0, tasks[0].num_new - tasks[0].num_draft - 1 : tasks[0].num_new]
-    if all(task.num_draft + 1 == task.num_new == step.logits.shape[1] for task in tasks):
+def _output_logits(step: BoundStep, run: Run) -> FloatArray:
+    """``[M, V]``, the logits of all tasks' output nodes: each one's last committed token and its draft."""
+    if run.num_rows > 1 and all(task.num_draft + 1 == task.num_new == run.num_tokens for task in run.tasks) and not run.idle:
         return step.logits.reshape(-1, step.logits.shape[2])
-    parts = [step.logits[row, task.num_new - task.num_draft - 1 : task.num_new] for row, task in enumerate(tasks)]
-    return np.concatenate(parts)
+    places = [(row, slice(task.num_new - task.num_draft - 1, task.num_new)) for row, task in zip(run.rows, run.tasks, strict=True)]
+    return _joined([step.logits[place] for place in places])
 
 
 def _joined(parts: Sequence[NDArray[Scalar]]) -> NDArray[Scalar]:

@@ -107,7 +107,7 @@ class SlotTable:
 
     def __init__(self, num_slots: int, context_len: int) -> None:
         self.num_slots = num_slots
-        self._context_len = context_len
+        self.context_len = context_len
         self._entries: dict[int, CacheEntry] = {}
         self._by_slot: dict[int, CacheEntry] = {}
         self._free = list(range(num_slots))
@@ -121,9 +121,10 @@ class SlotTable:
         entry = self._entries.get(request_uid)
         return entry.committed_len if entry else 0
 
-    def entry_in(self, slot: int) -> CacheEntry | None:
-        """The entry that owns ``slot``, None when it is free."""
-        return self._by_slot.get(slot)
+    def spare_row(self, slot: int) -> int:
+        """The first cache row of ``slot`` that holds nothing of use."""
+        entry = self._by_slot.get(slot)
+        return entry.committed_len + len(entry.draft_tokens) if entry else 0
 
     def admit(self, row: StepRow) -> CacheEntry | RowStatus:
         """The entry for ``row``, new where the request is; or the reason why the row cannot run now."""
@@ -134,7 +135,7 @@ class SlotTable:
             if not self._free:
                 return RowStatus.NO_SLOT
             slot = heapq.heappop(self._free)
-            entry = CacheEntry(slot, np.zeros(self._context_len, np.int32))
+            entry = CacheEntry(slot, np.zeros(self.context_len, np.int32))
             self._entries[row.request_uid] = self._by_slot[slot] = entry
         return RowStatus.NEEDS_PREFILL if row.prefix_len > entry.committed_len else entry
 
