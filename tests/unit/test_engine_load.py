@@ -95,14 +95,15 @@ def test_options_outside_their_range_are_refused(values: dict[str, int]) -> None
 
 
 def test_a_failing_runtime_is_an_engine_error_and_bindings_are_kept(tiny_engine_dir: EngineDir) -> None:
-    session = OnnxSession(tiny_engine_dir(), read_manifest(tiny_engine_dir()), slots=2, num_threads=1)
+    session = OnnxSession(tiny_engine_dir(), read_manifest(tiny_engine_dir()), slots=12, num_threads=1)
     step = session.bind(0, 1, 2)
     assert session.bind(0, 1, 2) is step
     step.write_indices[0] = CONTEXT_LEN - 1  # the second token would lie past the cache
     with pytest.raises(EngineError, match="ONNX Runtime failed"):
         step.run()
-    for num_tokens in range(2, 160):
-        session.bind(1, 1, num_tokens)
+    for slot in range(1, 11):
+        for num_tokens in range(2, MAX_STEP_TOKENS):
+            session.bind(slot, 1, num_tokens)
     assert session.bind(0, 1, 2) is not step
 
 

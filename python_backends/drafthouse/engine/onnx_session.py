@@ -43,7 +43,7 @@ _RUNTIME_ERRORS = (
 
 @dataclass(slots=True)
 class OnnxStep:
-    """A ``BoundStep`` whose buffers are numpy arrays that the binding points to."""
+    """A ``BoundStep`` whose buffers are views of the session's arrays, which the binding points to."""
 
     input_ids: NDArray[np.int64]
     position_ids: NDArray[np.int64]
@@ -70,6 +70,13 @@ class OnnxSession:
         shape = (2 * manifest.num_layers, slots, manifest.num_kv_heads, manifest.context_len, manifest.head_dim)
         # Zeroed pages come from the system when they are first touched: an unused slot takes no memory.
         self._pool = np.zeros(shape, np.float32)
+        tokens = slots * manifest.max_step_tokens
+        # All bindings share these: calls come one at a time, and buffers of their own would add up to gigabytes.
+        self._input_ids = np.zeros(tokens, np.int64)
+        self._position_ids = np.zeros(tokens, np.int64)
+        self._write_indices = np.zeros(slots, np.int64)
+        self._attn_mask = np.zeros(tokens * manifest.context_len, np.bool_)
+        self._logits = np.zeros(tokens * manifest.vocab_size, np.float32)
         self._bound: OrderedDict[tuple[int, int, int], OnnxStep] = OrderedDict()
 
     @property
@@ -95,13 +102,14 @@ class OnnxSession:
 
     def _new_step(self, first_slot: int, num_rows: int, num_tokens: int) -> OnnxStep:
         manifest = self._manifest
-        inputs: dict[str, NDArray[np.generic]] = {
-            "input_ids": np.zeros((num_rows, num_tokens), np.int64),
-            "position_ids": np.zeros((num_rows, num_tokens), np.int64),
-            "write_indices": np.zeros(num_rows, np.int64),
-            "attn_mask": np.zeros((num_rows, 1, num_tokens, manifest.context_len), np.bool_),
+        tokens = num_rows * num_tokens
+        inputs = {
+            "input_ids": self._input_ids[:tokens].reshape(num_rows, num_tokens),
+            "position_ids": self._position_ids[:tokens].reshape(num_rows, num_tokens),
+            "write_indices": self._write_indices[:num_rows],
+            "attn_mask": self._attn_mask[: tokens * manifest.context_len].reshape(num_rows, 1, num_tokens, manifest.context_len),
         }
-        logits = np.zeros((num_rows, num_tokens, manifest.vocab_size), np.float32)
+        logits = self._logits[: tokens * manifest.vocab_size].reshape(num_rows, num_tokens, manifest.vocab_size)
         binding = self._session.io_binding()
         for name, array in inputs.items():
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)

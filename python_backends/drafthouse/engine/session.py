@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 class BoundStep(Protocol):
     """Inputs, outputs and cache of one network call, bound once and used again: fill the inputs, ``run``, read ``logits``.
 
+    Steps of one session may share buffers: what is written into one is lost when another is filled or run.
+
     Row b works on cache slot ``first_slot + b``. ``write_indices[b] + T`` must not exceed S, and every mask row must see at least its
     own cache row: the network turns an empty row into NaN.
     """
@@ -35,7 +37,7 @@ class BoundStep(Protocol):
 
     @property
     def logits(self) -> NDArray[np.float32]:
-        """``[B, T, V]``, valid until the next ``run`` of this object"""
+        """``[B, T, V]``, valid until the session's next ``run``"""
         ...
 
     def run(self) -> None:
