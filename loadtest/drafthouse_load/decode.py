@@ -29,7 +29,7 @@ from drafthouse_load.modes import (
 )
 from drafthouse_load.prompts import DomainPrompt, digest, load_prompts
 from drafthouse_load.records import RequestRecord, Segment, by_key, differing_prompts, figures, speed_ratio, tokens_per_s
-from drafthouse_load.report import decode_table, write_json, write_plot
+from drafthouse_load.report import decode_table, require_plotting, write_json, write_plot
 from drafthouse_load.stats import read_when_idle
 
 SCHEMA = "drafthouse-bench-decode/1"
@@ -75,6 +75,8 @@ def run_decode(args: argparse.Namespace, console: Console) -> int:
     for name in ("concurrency", "max_tokens", "cycles"):
         if getattr(args, name) < 1:
             raise invalid(f"--{name.replace('_', '-')}", getattr(args, name), ">= 1")
+    if args.plot is not None:
+        require_plotting(args.plot)
     prompts = load_prompts(args.prompts)
     settings = DecodeSettings(
         cycles=args.cycles, concurrency=args.concurrency, max_tokens=args.max_tokens, temperature=args.temperature, top_p=args.top_p

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,15 @@ def _cells(name: str, own: Mapping[str, Any], baseline: Mapping[str, Any] | None
     ]
 
 
+def require_plotting(file: Path) -> None:
+    """Refuse a chart before anything is measured. Raises ClientError (UNSUPPORTED) without matplotlib."""
+    if find_spec("matplotlib") is None:
+        raise unsupported("--plot", str(file), "with matplotlib installed: pip install matplotlib")
+
+
 def write_plot(report: Mapping[str, Any], file: Path) -> None:
-    """A bar chart of tokens/s by domain and mode. Raises ClientError (UNSUPPORTED) without matplotlib."""
-    try:
-        figure = import_module("matplotlib.figure").Figure(figsize=(8, 4), layout="constrained")
-    except ModuleNotFoundError:
-        raise unsupported("--plot", str(file), "with matplotlib installed: pip install matplotlib") from None
+    """A bar chart of tokens/s by domain and mode; needs matplotlib (`require_plotting`)."""
+    figure = import_module("matplotlib.figure").Figure(figsize=(8, 4), layout="constrained")
     modes: Mapping[str, Any] = report["modes"]
     domains = list(next(iter(modes.values()))["by_domain"])
     axes = figure.subplots()

@@ -14,6 +14,7 @@ from drafthouse.core.errors import ClientError, ServerError
 from drafthouse.triton.schema import COSINE
 from drafthouse_client import Client
 from drafthouse_client.wire import INPUT_TYPES
+from drafthouse_load.bench import main
 from drafthouse_load.decode import DecodeSettings, measure
 from drafthouse_load.machine import cpu_model
 from drafthouse_load.modes import ALL_MODES, COLLABORATIVE, SINGLE_DRAFTER, TARGET_ONLY, TARGET_ONLY_UNPADDED, ModeSwitch, block_order
@@ -191,6 +192,22 @@ def test_a_whole_decode_report(concurrency: int, tmp_path: Path) -> None:
     Console(file=shown, width=160).print(decode_table(report | {"hardware": {"cpu": "a CPU"}}))
     assert "collaborative" in shown.getvalue()
     assert "4.00" in shown.getvalue()
+
+
+def test_bad_options_are_refused_before_a_server_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = str(tmp_path / "report.json")
+    for wrong, field in ((["--cycles", "0"], "--cycles"), (["--prompts", str(tmp_path / "absent.jsonl")], "--prompts")):
+        assert main(["decode", "--json", report, *wrong]) == 1
+        assert capsys.readouterr().err.startswith(f"INVALID_ARG field={field}")
+    assert main(["soak", "--json", report, "--cancel-rate", "2"]) == 1
+    assert "--cancel-rate" in capsys.readouterr().err
+    assert not (tmp_path / "report.json").exists()
+
+
+def test_a_chart_needs_matplotlib(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("drafthouse_load.report.find_spec", lambda name: None)
+    assert main(["decode", "--json", "report.json", "--plot", "chart.png"]) == 1
+    assert capsys.readouterr().err.startswith("UNSUPPORTED field=--plot")
 
 
 def test_the_cpu_is_named() -> None:
