@@ -72,5 +72,5 @@ def write_plot(report: Mapping[str, Any], file: Path) -> None:
     axes.set_xticks(range(len(domains)), domains)
     axes.set_ylabel("output tokens per second")
     axes.set_title(f"{report['settings']['precision']}, {report['settings']['concurrency']} stream(s), {report['hardware']['cpu']}")
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=len(modes))
     figure.savefig(file, dpi=150)
