@@ -151,6 +151,17 @@ def test_accepted_drafts_are_not_computed_again() -> None:
     assert session.calls[-1] == (0, 1, 3)
     assert answer.sampled.tolist() == [predicted([10, 11, 12, 13, *rest]) for rest in ([40], [40, 41], [40, 41, 42])]
     assert not session.copies
+    other = step(engine, step_row(1, [40, 44, 45, 46], prefix_len=4))[0]  # 40 is committed, 44 is not the draft 41
+    assert session.calls[-1] == (0, 1, 3)
+    assert other.sampled.tolist() == [predicted([10, 11, 12, 13, 40, 44, 45, 46])]
+
+
+def test_the_end_token_waits_for_its_position() -> None:
+    engine, _ = make()
+    first, second = predicted([10]), predicted([10, 11])
+    for end_id, expected in ((first, [0, second]), (second, [first, second])):
+        banned = SamplingParams(end_id=end_id, min_end_position=2)  # the first sample stands at position 1, the second at 2
+        assert step(engine, step_row(1, [10, 11], num_committed=1, sampling=banned))[0].sampled.tolist() == expected
 
 
 def test_an_accepted_branch_is_moved_into_place() -> None:

@@ -52,7 +52,8 @@ class StepCall:
     rows: Sequence[StepRow]
     num_steps: int = 1  # > 1: after the last node the engine feeds its own samples back, num_steps - 1 times; 0: do not sample
     num_candidates: int = 0  # best tokens per output node to return with probabilities (drafters)
-    return_prompt_logprob: bool = False  # sum of log p(tokens[i+1] | ...) over the committed tokens computed here
+    # Sum of log p(tokens[i+1] | ...) over the row's committed tokens; all are computed anew, so that a repeated call scores the same.
+    return_prompt_logprob: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,9 @@ class RowResult:
     cached_len: int  # committed tokens of this request that the engine holds after the call
     sampled: NDArray[np.int32]  # [num_outputs]
     logprobs: NDArray[np.float32]  # [num_outputs], log-softmax of the raw logits at `sampled` (natural log)
-    candidate_ids: NDArray[np.int32]  # [num_outputs, num_candidates], best first; column 0 equals `sampled`
+    # [num_outputs, num_candidates], best first by noisy score; column 0 equals `sampled`. Where top-k and top-p leave fewer, the tokens
+    # that they took away follow, best logit first: the ids of one node are always distinct and inside the vocabulary.
+    candidate_ids: NDArray[np.int32]
     candidate_probs: NDArray[np.float32]  # [num_outputs, num_candidates], softmax(logits / temperature), unfiltered
     prompt_logprob: float = 0.0  # sum in nats over `num_scored` tokens
     num_scored: int = 0

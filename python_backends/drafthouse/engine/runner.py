@@ -66,7 +66,7 @@ class Runner:
         self._writer.write(step, run)
         self._timed(step)
         for task in tasks:
-            task.entry.commit(task.row)
+            task.entry.commit(task.row, task.shape is None)
         scores = [(0.0, 0)] * len(tasks)
         if call.return_prompt_logprob:
             scores = [self._prompt_score(step.logits[row], task) for row, task in zip(run.rows, tasks, strict=True)]

@@ -53,14 +53,14 @@ class CacheEntry:
             return None
         return before + np.array(path, np.int64), before + np.arange(len(path))
 
-    def commit(self, row: StepRow) -> None:
-        """Records that all of the row's tokens are in the cache now."""
+    def commit(self, row: StepRow, is_chain: bool) -> None:
+        """Records that all of the row's tokens are in the cache now; ``is_chain``: the draft has no branches."""
         end = row.prefix_len + row.num_committed
         self.tokens[row.prefix_len : end] = row.tokens[: row.num_committed]
         self.committed_len = end
         self.draft_tokens = row.tokens[row.num_committed :].tolist()
         shift = row.num_committed
-        self.draft_parents = None if row.parents is None else (row.parents[shift:] - shift).tolist()
+        self.draft_parents = None if is_chain or row.parents is None else (row.parents[shift:] - shift).tolist()
 
     def extend_draft(self, token: int) -> None:
         """Appends a self-extended token to the draft chain."""
