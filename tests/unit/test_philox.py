@@ -23,19 +23,19 @@ def words(text: str) -> list[int]:
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
 def test_known_answers(counter: str, key: str, expected: str) -> None:
     low, high = words(key)
-    result = philox4x32(np.array(words(counter), np.uint64)[:, None], key_schedule(low | high << 32))
+    result = philox4x32(np.array(words(counter), np.uint32)[:, None], key_schedule(low | high << 32))
     assert result[:, 0].tolist() == words(expected)
 
 
 def test_many_counters_and_keys_at_once_give_the_same_words() -> None:
-    counters = np.array([words(counter) for counter, _, _ in KNOWN_ANSWERS], np.uint64).T.copy()
+    counters = np.array([words(counter) for counter, _, _ in KNOWN_ANSWERS], np.uint32).T.copy()
     keys = [words(key) for _, key, _ in KNOWN_ANSWERS]
     schedule = np.concatenate([key_schedule(low | high << 32) for low, high in keys], axis=2)
     assert philox4x32(counters, schedule).T.tolist() == [words(expected) for _, _, expected in KNOWN_ANSWERS]
 
 
 def test_the_counter_of_a_token_is_its_position_and_a_quarter_of_its_id() -> None:
-    counter = np.array([[77], [1234 // 4], [0], [0]], np.uint64)
+    counter = np.array([[77], [1234 // 4], [0], [0]], np.uint32)
     expected = gumbel_from_words(philox4x32(counter, key_schedule(2**63 + 5)))[1234 % 4, 0]
     noise = gumbel_at([2**63 + 5], np.zeros(1, np.int64), np.array([77]), np.array([1234]))
     assert noise.tolist() == [expected]
@@ -64,7 +64,7 @@ def test_a_large_vocabulary_is_drawn_row_by_row() -> None:
 
 
 def test_the_extreme_words_give_finite_noise() -> None:
-    noise = gumbel_from_words(np.array([0, 2**32 - 1], np.uint64))
+    noise = gumbel_from_words(np.array([0, 2**32 - 1], np.uint32))
     assert noise == pytest.approx([-np.log(33 * np.log(2)), 33 * np.log(2)], rel=1e-6)
 
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from drafthouse.sampling.philox import UInt64Array, key_schedule, philox4x32
+from drafthouse.sampling.philox import UInt32Array, key_schedule, philox4x32
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
@@ -25,7 +25,7 @@ _COUNTERS_PER_DRAW = 8192
 _schedule = lru_cache(maxsize=4096)(key_schedule)
 
 
-def gumbel_from_words(words: UInt64Array) -> FloatArray:
+def gumbel_from_words(words: UInt32Array) -> FloatArray:
     """Maps 32-bit words to standard Gumbel variates between -3.2 and 22.9: the half keeps both logarithms finite."""
     uniform = words.astype(np.float64)
     uniform += 0.5
@@ -40,7 +40,7 @@ def gumbel_at(seeds: Sequence[int], rows: IntArray, positions: IntArray, token_i
     """Noise ``[n]`` of single tokens: element j belongs to ``seeds[rows[j]]``, ``positions[j]`` and ``token_ids[j]``."""
     schedules = [_schedule(seed) for seed in seeds]
     schedule = schedules[0] if len(set(seeds)) == 1 else np.concatenate(schedules, axis=2)[:, :, rows]
-    counters = np.zeros((LANES, len(token_ids)), np.uint64)
+    counters = np.zeros((LANES, len(token_ids)), np.uint32)
     counters[0] = positions
     counters[1] = token_ids // LANES
     words = philox4x32(counters, schedule)
@@ -78,9 +78,9 @@ class NoiseCache:
 
     def _draw(self, keys: Sequence[tuple[int, int]]) -> dict[tuple[int, int], FloatArray]:
         blocks = -(-self._vocab_size // LANES)
-        counters = np.zeros((LANES, len(keys), blocks), np.uint64)
-        counters[0] = np.array([position for _, position in keys], np.uint64)[:, None]
-        counters[1] = np.arange(blocks, dtype=np.uint64)
+        counters = np.zeros((LANES, len(keys), blocks), np.uint32)
+        counters[0] = np.array([position for _, position in keys], np.uint32)[:, None]
+        counters[1] = np.arange(blocks, dtype=np.uint32)
         seeds = {seed for seed, _ in keys}
         schedule = np.concatenate([_schedule(seed) for seed, _ in keys[: len(keys) if len(seeds) > 1 else 1]], axis=2)
         if len(seeds) > 1:
