@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drafthouse.engine.contract import EngineError
+from drafthouse.engine.engine import ModelEngine
 from drafthouse.engine.manifest import EngineManifest
+from drafthouse.engine.options import EngineOptions
 
 
 def fake_manifest(*, context_len: int = 32, max_step_tokens: int = 8, vocab_size: int = 50) -> EngineManifest:
@@ -89,3 +91,9 @@ class FakeSession:
 def predicted(tokens: list[int], vocab_size: int = 50) -> int:
     """What the fake network says after `tokens` from position 0."""
     return (sum(tokens) + len(tokens) - 1) % vocab_size
+
+
+def fake_engine(slots: int = 4, *, token_bytes: tuple[bytes, ...] = ()) -> tuple[ModelEngine, FakeSession]:
+    """An engine over a `FakeSession`: 32 cache rows, steps of up to 8 tokens, 50 token ids."""
+    session = FakeSession(fake_manifest(), slots)
+    return ModelEngine(session, session.manifest, EngineOptions(slots=slots, calibration_ms=0), token_bytes), session

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 
 from drafthouse.core.sampling_params import SamplingParams
 from drafthouse.engine.contract import RowResult, RowStatus, StepCall, StepRow
@@ -13,14 +12,9 @@ from drafthouse.engine.costs import CallCosts
 from drafthouse.engine.engine import ModelEngine
 from drafthouse.engine.options import EngineOptions
 from fakes.engine_driver import step_row
-from fakes.engine_session import FakeSession, fake_manifest, predicted
+from fakes.engine_session import FakeSession, fake_engine, fake_manifest, predicted
 
 USABLE = 24  # context 32, steps of up to 8 tokens
-
-
-def make(slots: int = 4, *, token_bytes: tuple[bytes, ...] = ()) -> tuple[ModelEngine, FakeSession]:
-    session = FakeSession(fake_manifest(), slots)
-    return ModelEngine(session, session.manifest, EngineOptions(slots=slots, calibration_ms=0), token_bytes), session
 
 
 def step(engine: ModelEngine, *rows: StepRow, **options: Any) -> list[RowResult]:  # noqa: ANN401 - StepCall's options
@@ -35,62 +29,8 @@ def fill(engine: ModelEngine, uid: int, num_tokens: int) -> list[int]:
     return tokens
 
 
-def sampling(**changes: Any) -> StepRow:  # noqa: ANN401 - fields of SamplingParams
-    return step_row(1, [5], sampling=SamplingParams(**changes))
-
-
-BAD_ROWS: list[tuple[StepRow, dict[str, int], str]] = [
-    (step_row(1, []), {}, "INVALID_ARG field=tokens value='int32[0]' allowed=at least one token id"),
-    (StepRow(1, 0, np.array([[1, 2]], np.int32), 1), {}, "INVALID_ARG field=tokens value='int32[1, 2]'"),
-    (StepRow(1, 0, np.array([1, 2]), 1), {}, "INVALID_ARG field=tokens value='int64[2]'"),
-    (step_row(1, [1] * 9), {}, "INVALID_ARG field=tokens value='9 tokens' allowed=up to 8 per call"),
-    (step_row(1, [1] * 7), {"num_steps": 3}, "INVALID_ARG field=tokens value='7 tokens' allowed=up to 6 per call"),
-    (step_row(1, [1, 50]), {}, "INVALID_ARG field=tokens value=50 allowed=0 to 49"),
-    (step_row(1, [1, -7]), {}, "INVALID_ARG field=tokens value=-7 allowed=0 to 49"),
-    (step_row(1, [1], num_committed=0), {}, "INVALID_ARG field=num_committed value=0 allowed=1 to 1"),
-    (step_row(1, [1], num_committed=2), {}, "INVALID_ARG field=num_committed value=2"),
-    (step_row(1, [1], prefix_len=-1), {}, "INVALID_ARG field=prefix_len value=-1"),
-    (step_row(1, [1], prefix_len=USABLE), {}, "INVALID_ARG field=prefix_len value='25 committed tokens' allowed=up to 24"),
-    (step_row(1, [1, 2], parents=[-1]), {}, "INVALID_ARG field=parents value='1 parents' allowed=2"),
-    (step_row(1, [1, 2], parents=[0, 0]), {}, "INVALID_ARG field=parents value='0 of token 0' allowed=-1 to -1"),
-    (step_row(1, [1, 2, 3], parents=[-1, 0, 0]), {}, "INVALID_ARG field=parents value='0 of token 2' allowed=1 to 1"),
-    (step_row(1, [1, 2, 3], num_committed=2, parents=[-1, 0, 2]), {}, "INVALID_ARG field=parents value='2 of token 2' allowed=1 to 1"),
-    (step_row(1, [1, 2, 3], num_committed=2, parents=[-1, 0, 0]), {}, "INVALID_ARG field=parents value='0 of token 2' allowed=1 to 1"),
-    (step_row(1, [1, 2, 3], num_committed=1, parents=[-1, 0, 0]), {"num_steps": 2}, "UNSUPPORTED field=num_steps value=2"),
-    (step_row(1, [1]), {"num_steps": -1}, "INVALID_ARG field=num_steps value=-1 allowed=0 to 8"),
-    (step_row(1, [1]), {"num_steps": 9}, "INVALID_ARG field=num_steps value=9"),
-    (step_row(1, [1]), {"num_candidates": 51}, "INVALID_ARG field=num_candidates value=51 allowed=0 to 50"),
-    (sampling(temperature=float("nan")), {}, "INVALID_ARG field=temperature value=nan"),
-    (sampling(temperature=-0.1), {}, "INVALID_ARG field=temperature value=-0.1"),
-    (sampling(temperature=float("inf")), {}, "INVALID_ARG field=temperature value=inf"),
-    (sampling(top_k=-1), {}, "INVALID_ARG field=top_k value=-1"),
-    (sampling(top_p=0.0), {}, "INVALID_ARG field=top_p value=0.0"),
-    (sampling(top_p=1.5), {}, "INVALID_ARG field=top_p value=1.5"),
-    (sampling(top_p=float("nan")), {}, "INVALID_ARG field=top_p value=nan"),
-    (sampling(seed=2**64), {}, "INVALID_ARG field=seed"),
-    (sampling(end_id=50), {}, "INVALID_ARG field=end_id value=50"),
-    (sampling(bad_words=(b"a",)), {}, "UNSUPPORTED field=bad_words value=1"),
-]
-
-
-@pytest.mark.parametrize(("row", "options", "message"), BAD_ROWS)
-def test_a_malformed_row_is_an_error_that_names_the_field(row: StepRow, options: dict[str, int], message: str) -> None:
-    engine, session = make()
-    (answer,) = step(engine, row, **options)
-    assert answer.status is RowStatus.ERROR
-    assert answer.error.startswith(message), answer.error
-    assert engine.status().slots_free == 4
-    assert not session.calls
-
-
-def test_an_empty_bad_word_is_refused() -> None:
-    engine, _ = make(token_bytes=tuple(bytes([token]) for token in range(50)))
-    (answer,) = step(engine, sampling(bad_words=(b"x", b"")))
-    assert answer.error.startswith("INVALID_ARG field=bad_words")
-
-
 def test_one_rows_error_leaves_the_others_and_its_own_cache_unharmed() -> None:
-    engine, _ = make()
+    engine, _ = fake_engine()
     tokens = fill(engine, 1, 5)
     answers = step(engine, step_row(2, [3, 4]), step_row(1, [99], prefix_len=5), step_row(3, [6]))
     assert [answer.status for answer in answers] == [RowStatus.OK, RowStatus.ERROR, RowStatus.OK]
@@ -100,14 +40,14 @@ def test_one_rows_error_leaves_the_others_and_its_own_cache_unharmed() -> None:
 
 
 def test_a_request_may_appear_once_per_call() -> None:
-    engine, _ = make()
+    engine, _ = fake_engine()
     first, second = step(engine, step_row(1, [3, 4]), step_row(1, [5]))
     assert first.status is RowStatus.OK
     assert second.error == "INVALID_ARG field=request_uid value=1 allowed=each request once per call"
 
 
 def test_what_the_engine_does_not_hold_needs_prefill_from_there() -> None:
-    engine, session = make()
+    engine, session = fake_engine()
     unknown, new = step(engine, step_row(1, [3], prefix_len=4), step_row(2, [3, 4, 5]))
     assert (unknown.status, unknown.cached_len) == (RowStatus.NEEDS_PREFILL, 0)
     assert (new.status, new.cached_len) == (RowStatus.OK, 3)
@@ -118,7 +58,7 @@ def test_what_the_engine_does_not_hold_needs_prefill_from_there() -> None:
 
 
 def test_no_slot_until_one_is_released_then_the_lowest() -> None:
-    engine, session = make(slots=2)
+    engine, session = fake_engine(slots=2)
     step(engine, step_row(1, [3]), step_row(2, [3]))
     assert step(engine, step_row(3, [3]))[0].status is RowStatus.NO_SLOT
     engine.release([1, 1, 99])
@@ -128,7 +68,7 @@ def test_no_slot_until_one_is_released_then_the_lowest() -> None:
 
 
 def test_the_last_usable_position_runs_beside_others_and_one_more_is_refused() -> None:
-    engine, session = make()
+    engine, session = fake_engine()
     tokens = fill(engine, 1, USABLE - 1)
     draft = [1, 2, 3, 4, 5, 6, 7]
     last = step_row(1, [8, *draft], prefix_len=USABLE - 1, num_committed=1)
@@ -145,7 +85,7 @@ def test_the_last_usable_position_runs_beside_others_and_one_more_is_refused() -
 
 
 def test_accepted_drafts_are_not_computed_again() -> None:
-    engine, session = make()
+    engine, session = fake_engine()
     step(engine, step_row(1, [10, 11, 12, 13, 14], num_committed=2))
     answer = step(engine, step_row(1, [12, 13, 40, 41, 42], prefix_len=2, num_committed=3))[0]
     assert session.calls[-1] == (0, 1, 3)
@@ -157,7 +97,7 @@ def test_accepted_drafts_are_not_computed_again() -> None:
 
 
 def test_the_end_token_waits_for_its_position() -> None:
-    engine, _ = make()
+    engine, _ = fake_engine()
     first, second = predicted([10]), predicted([10, 11])
     for end_id, expected in ((first, [0, second]), (second, [first, second])):
         banned = SamplingParams(end_id=end_id, min_end_position=2)  # the first sample stands at position 1, the second at 2
@@ -165,7 +105,7 @@ def test_the_end_token_waits_for_its_position() -> None:
 
 
 def test_an_accepted_branch_is_moved_into_place() -> None:
-    engine, session = make()
+    engine, session = fake_engine()
     # 10 ─┬─ 20 ── 21
     #     └─ 30 ─┬─ 31
     #            └─ 32 ── 33
@@ -180,7 +120,7 @@ def test_an_accepted_branch_is_moved_into_place() -> None:
 
 
 def test_a_rollback_forgets_what_came_after() -> None:
-    engine, session = make()
+    engine, session = fake_engine()
     tokens = fill(engine, 1, 12)
     changed = step(engine, step_row(1, [tokens[4], 49, 48], prefix_len=4))[0]
     assert (changed.cached_len, changed.sampled.tolist()) == (7, [predicted([*tokens[:5], 49, 48])])
@@ -189,7 +129,7 @@ def test_a_rollback_forgets_what_came_after() -> None:
 
 
 def test_prompt_scores_are_computed_anew_and_equal() -> None:
-    engine, session = make()
+    engine, session = fake_engine()
     row = step_row(1, [10, 11, 12, 13])
     first, again = (step(engine, row, return_prompt_logprob=True)[0] for _ in range(2))
     assert (first.prompt_logprob, first.num_scored) == (again.prompt_logprob, 3)
@@ -199,7 +139,7 @@ def test_prompt_scores_are_computed_anew_and_equal() -> None:
 
 
 def test_prefill_and_decoding_run_apart_and_gaps_split_a_call() -> None:
-    engine, session = make(slots=4)
+    engine, session = fake_engine(slots=4)
     wide = FakeSession(fake_manifest(context_len=64, max_step_tokens=32), 4)
     engine = ModelEngine(wide, wide.manifest, EngineOptions(slots=4, calibration_ms=0))
     step(engine, *(step_row(uid, [uid]) for uid in range(4)))
@@ -233,7 +173,7 @@ def test_a_gap_is_bridged_when_that_is_cheaper_and_its_request_keeps_everything(
 
 
 def test_a_failing_network_call_costs_its_own_rows_only_and_heals() -> None:
-    engine, session = make(slots=3)
+    engine, session = fake_engine(slots=3)
     tokens = fill(engine, 1, 4)
     step(engine, step_row(2, [1]), step_row(3, [2]))
     engine.release([2])
@@ -245,7 +185,7 @@ def test_a_failing_network_call_costs_its_own_rows_only_and_heals() -> None:
 
 
 def test_logits_that_are_not_finite_empty_the_slot() -> None:
-    engine, session = make()
+    engine, session = fake_engine()
     step(engine, step_row(1, [4]), step_row(2, [4]))
     session.nan_at = {1}
     fine, broken = step(engine, step_row(1, [5], prefix_len=1), step_row(2, [5], prefix_len=1))
@@ -256,7 +196,7 @@ def test_logits_that_are_not_finite_empty_the_slot() -> None:
 
 
 def test_self_extension_feeds_back_over_all_rows() -> None:
-    engine, session = make()
+    engine, session = fake_engine()
     answers = step(engine, step_row(1, [10, 11, 12], num_committed=2), step_row(2, [7]), num_steps=4)
     for answer, tokens, drafts in zip(answers, ([10, 11], [7]), ([12], []), strict=True):
         expected = [predicted([*tokens, *drafts[:count]]) for count in range(len(drafts) + 1)]
@@ -272,7 +212,7 @@ def test_self_extension_feeds_back_over_all_rows() -> None:
 
 
 def test_a_call_without_rows_answers_the_status() -> None:
-    engine, session = make(slots=3)
+    engine, session = fake_engine(slots=3)
     assert engine.step(StepCall([])).rows == []
     status = engine.status()
     assert (status.slots_free, status.slots_total, status.session_ns) == (3, 3, 0)
@@ -298,7 +238,7 @@ def random_tree(random: np.random.Generator, tip: int, count: int) -> tuple[list
 def test_any_mixture_of_calls_answers_from_the_tokens_alone() -> None:
     """Random rollbacks, trees, repeats, releases and batches against the definition: a node's answer follows from its path."""
     random = np.random.default_rng(5)
-    engine, _ = make(slots=4)
+    engine, _ = fake_engine(slots=4)
     held: dict[int, list[int]] = {}
     for _ in range(300):
         rows, paths = [], []
