@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from drafthouse.launcher import ServerConfig
+from drafthouse.launcher.serve import StopSignals, add_server_options, server_config
 from drafthouse_client import cli
 
 
@@ -54,3 +59,46 @@ def test_a_missing_module_of_our_own_is_not_mistaken_for_an_extra(monkeypatch: p
     monkeypatch.setattr(cli, "COMMANDS", (broken,))
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         cli.main([broken.name])
+
+
+def test_signals_are_counted_and_the_handlers_restored() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    signals = StopSignals()
+    with signals.installed():
+        assert not signals.requested()
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.count == 2
+    assert signals.requested()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_under_nohup_a_hangup_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals().installed():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_every_option_of_serve_reaches_the_configuration() -> None:
+    parser = argparse.ArgumentParser()
+    add_server_options(parser)
+    assert server_config(parser.parse_args([])) == ServerConfig(Path("model_repository"))
+    first = "--model-repository m --host ::1 --http-port 1 --grpc-port 2 --metrics-port 3 --log-dir l"
+    second = "--log-verbose-level 4 --startup-timeout-s 5 --exit-timeout-s 6 --thread-pool-size 7 --tritonserver t"
+    words = f"{first} {second}".split()
+    assert server_config(parser.parse_args(words)) == ServerConfig(
+        Path("m"),
+        host="::1",
+        http_port=1,
+        grpc_port=2,
+        metrics_port=3,
+        log_dir=Path("l"),
+        log_verbose_level=4,
+        startup_timeout_s=5.0,
+        exit_timeout_s=6,
+        thread_pool_size=7,
+        tritonserver=Path("t"),
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from drafthouse.launcher import server_log
+from drafthouse.launcher.errors import LaunchError
 
 HEAD = """\
 W1120 09:41:47.000001 10 pinned_memory_manager.cc:273] "Unable to allocate pinned system memory"
@@ -100,3 +101,9 @@ def test_a_folder_of_the_operators_is_made_and_never_tidied(tmp_path: Path) -> N
     for _ in range(server_log.KEPT_LOGS + 3):
         server_log.new_log_file(folder).touch()
     assert len(list(folder.glob("*.log"))) == server_log.KEPT_LOGS + 3
+
+
+def test_a_log_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LaunchError, match="INVALID_ARG field=--log-dir"):
+        server_log.new_log_file(tmp_path / "file" / "logs")

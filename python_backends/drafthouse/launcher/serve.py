@@ -39,8 +39,9 @@ class StopSignals:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handles SIGINT, SIGTERM and SIGHUP inside the block."""
-        before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        """Handles SIGINT, SIGTERM and SIGHUP inside the block; a SIGHUP that is ignored, as under nohup, stays so."""
+        chosen = [number for number in _SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._handle) for number in chosen}
         try:
             yield
         finally:

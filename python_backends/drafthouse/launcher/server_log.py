@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from pathlib import Path
 
+from drafthouse.launcher.errors import LaunchError
 from drafthouse.launcher.state import base_folder
 
 KEPT_LOGS = 10
@@ -23,15 +25,28 @@ _LOADED = re.compile(r"successfully loaded '(?P<model>[^']+)'")
 
 
 def new_log_file(folder: Path | None) -> Path:
-    """A path for this run's log; the oldest logs beyond `KEPT_LOGS` go, but only in our own folder."""
+    """A path for this run's log; the oldest logs beyond `KEPT_LOGS` go, but only in our own folder.
+
+    Errors: LaunchError (INVALID_ARG) when the operator's folder cannot be made or written.
+    """
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_writable(folder)
     else:
         folder = base_folder() / "logs"
         folder.mkdir(mode=0o700, exist_ok=True)
         for old in sorted(folder.glob("tritonserver-*.log"))[: -KEPT_LOGS + 1]:
             old.unlink(missing_ok=True)
     return folder / f"tritonserver-{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns() % 1_000_000:06d}.log"
+
+
+def _make_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise LaunchError("INVALID_ARG", field="--log-dir", value=folder, allowed="a folder that can be written")
 
 
 def loaded_models(log_file: Path) -> set[str]:

@@ -79,11 +79,16 @@ def live_runs() -> list[RunInfo]:
     """The servers of this user whose launcher lives, oldest first."""
     found = []
     for folder, run in _run_folders():
-        info = folder / INFO_FILE
-        if not run.is_stale() and info.exists():
-            record = json.loads(info.read_text(encoding="utf-8"))
-            found.append(RunInfo(folder, record["http_port"], record["grpc_port"], record["metrics_port"], Path(record["log_file"])))
-    return sorted(found, key=lambda info: info.folder.stat().st_mtime)
+        # A run may end, and its folder go, while it is looked at.
+        with suppress(FileNotFoundError):
+            if not run.is_stale():
+                found.append(((folder / INFO_FILE).stat().st_mtime_ns, _read_info(folder)))
+    return [info for _, info in sorted(found, key=lambda pair: pair[0])]
+
+
+def _read_info(folder: Path) -> RunInfo:
+    record = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+    return RunInfo(folder, record["http_port"], record["grpc_port"], record["metrics_port"], Path(record["log_file"]))
 
 
 def stale_run_folders() -> dict[RunId, Path]:
