@@ -55,11 +55,21 @@ _LOSSES = """Held-out loss of the target (cross-entropy, nats per token) and of 
 held-out document starts (divergence from the target, nats per token), and the CPU time of each phase divided by its threads:
 """
 
+_REPRODUCE = """```
+drafthouse train-demo --data DIR --out OUT
+```
+
+`DIR` holds `gsm8k_train.jsonl` and `tinyshakespeare.txt`; the other two corpora come from the running Python's library (3.11
+here). About two hours on two cores; a stopped run continues. Training needs the extra `train`.
+"""
+
 _CAVEATS = """- Toy models: they show how speculation behaves, they do not know anything. Sums are mostly wrong, code mostly does not run.
 - The standard library repeats itself; documents are deduplicated exactly (up to white space), not approximately, so a held-out
   function may have a near twin in training.
 - GSM8K's training split is training data here: results on it are no evaluation of mathematics.
 - The splits depend on the version of the Python whose library is read.
+- A prompt that ends in the middle of white space (`"def f(x):\\n"`) looks like the end of a document to the tokenizer and may
+  be answered with the end token at once; end it before the line break.
 """
 
 
@@ -142,6 +152,9 @@ def model_card(matrix: dict[str, Any], work: Workspace) -> str:
         _models_table(work),
         "## Recipe\n",
         _recipe(work),
+        *_notes(work),
+        "To reproduce:\n",
+        _REPRODUCE,
         "## Results\n",
         _LOSSES,
         _losses_table(work),
@@ -194,6 +207,12 @@ def _recipe(work: Workspace) -> str:
         temperature=rollouts.sampled_temperature,
         experts=len(EXPERTS),
     )
+
+
+def _notes(work: Workspace) -> list[str]:
+    """What whoever ran the training wrote into ``notes.md`` of the output folder, if anything."""
+    path = work.out / "notes.md"
+    return [path.read_text(encoding="utf-8")] if path.exists() else []
 
 
 def _losses_table(work: Workspace) -> str:
