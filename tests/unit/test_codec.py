@@ -129,9 +129,7 @@ def test_draft_call_survives() -> None:
 
 def draft_result(trunk_len: int) -> DraftRowResult:
     return DraftRowResult(
-        tree=DraftTree(
-            ids(*range(trunk_len)), ids(*range(-1, trunk_len - 1)), floats(*[0.5] * trunk_len), ids(*[1] * trunk_len)
-        ),
+        tree=DraftTree(ids(*range(trunk_len)), ids(*range(-1, trunk_len - 1)), floats(*[0.5] * trunk_len), ids(*[1] * trunk_len)),
         drafter_status=ids(RowStatus.OK, RowStatus.ABSENT),
         cached_len=ids(7, 0),
         proposals=np.full((2, trunk_len), 3, np.int32),

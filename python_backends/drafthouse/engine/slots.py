@@ -5,7 +5,8 @@ that accepted some of those drafts simply sends them as committed tokens: they a
 """
 
 import heapq
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ from drafthouse.core.tree import ROOT
 from drafthouse.engine.contract import RowStatus, StepRow
 
 IntArray = NDArray[np.int64]
+LEASE_S = 60.0  # far longer than any round: a living caller names its requests in every one
 
 
 @dataclass(slots=True)
@@ -26,6 +28,7 @@ class CacheEntry:
     committed_len: int = 0
     draft_tokens: list[int] = field(default_factory=list)
     draft_parents: list[int] | None = None  # index of a draft node or ROOT; None = a chain
+    last_used_s: float = 0.0  # when a call last named the request
 
     def reusable(self, row: StepRow, most: int) -> tuple[int, list[int]]:
         """How many of the row's first tokens are cached (at most ``most``), and the draft nodes that hold the last of them."""
@@ -103,14 +106,19 @@ class CacheEntry:
 
 
 class SlotTable:
-    """Gives the lowest free slot to each new request, so that the slots in use stay close together."""
+    """Gives the lowest free slot to each new request, so that the slots in use stay close together.
 
-    def __init__(self, num_slots: int, context_len: int) -> None:
+    A caller that died never releases. So when no slot is free, a request that no call has named for `LEASE_S` loses its
+    slot to a new one; should it come back after all, it is prefilled again and its text is the same.
+    """
+
+    def __init__(self, num_slots: int, context_len: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.num_slots = num_slots
         self.context_len = context_len
         self._entries: dict[int, CacheEntry] = {}
         self._by_slot: dict[int, CacheEntry] = {}
         self._free = list(range(num_slots))
+        self._clock = clock
 
     @property
     def num_free(self) -> int:
@@ -132,11 +140,12 @@ class SlotTable:
         if entry is None:
             if row.prefix_len > 0:
                 return RowStatus.NEEDS_PREFILL
-            if not self._free:
+            if not self._free and not self._evict_expired():
                 return RowStatus.NO_SLOT
             slot = heapq.heappop(self._free)
             entry = CacheEntry(slot, np.zeros(self.context_len, np.int32))
             self._entries[row.request_uid] = self._by_slot[slot] = entry
+        entry.last_used_s = self._clock()
         return RowStatus.NEEDS_PREFILL if row.prefix_len > entry.committed_len else entry
 
     def release(self, request_uids: Sequence[int]) -> None:
@@ -146,3 +155,11 @@ class SlotTable:
             if entry is not None:
                 del self._by_slot[entry.slot]
                 heapq.heappush(self._free, entry.slot)
+
+    def _evict_expired(self) -> bool:
+        """Frees the slot of the request that was not named for longest, if that is long enough."""
+        oldest = min(self._entries, key=lambda uid: self._entries[uid].last_used_s)
+        expired = self._clock() - self._entries[oldest].last_used_s > LEASE_S
+        if expired:
+            self.release([oldest])
+        return expired
