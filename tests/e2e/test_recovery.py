@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from drafthouse.launcher import TritonServer
+from drafthouse.launcher.processes import model_process
+from drafthouse.launcher.watch import FrontDoorWatch
 from drafthouse_client import Client, GenerateOptions
 from e2e.support import free_port_config
 
@@ -32,21 +34,9 @@ def expected(fragile: TritonServer) -> tuple[int, ...]:
 
 
 def stub_pid(server: TritonServer, model: str) -> int:
-    """The newest live process that runs this model of this server."""
-    group = os.getpgid(server.pid)
-    found = []
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            command = (folder / "cmdline").read_bytes()
-            alive = os.getpgid(int(folder.name)) == group and (folder / "stat").read_bytes().rsplit(b") ", 1)[1][:1] != b"Z"
-        except OSError:
-            continue
-        if alive and b"triton_python_backend_stub" in command and f"/{model}/1/model.py".encode() in command:
-            found.append(int(folder.name))
-    assert found, f"no process runs {model}"
-    return max(found)
+    pid = model_process(server.pid, model)
+    assert pid is not None, f"no process runs {model}"
+    return pid
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -84,3 +74,20 @@ def test_a_pinned_drafter_that_died_drafts_again(fragile: TritonServer, expected
             return any(source >= 0 for source in completion.token_sources)
 
         wait_until(drafted)
+
+
+def test_a_dead_front_door_is_reloaded_and_serves_the_same_text(fragile: TritonServer, expected: tuple[int, ...]) -> None:
+    told: list[str] = []
+    watch = FrontDoorWatch(fragile, told.append)
+    watch.check()
+    assert told == []
+    os.kill(stub_pid(fragile, "cosine"), signal.SIGKILL)
+    wait_until(lambda: model_process(fragile.pid, "cosine") is None)
+
+    def is_back() -> bool:
+        watch.check()
+        return told[-1:] == ["cosine is back."]
+
+    wait_until(is_back)
+    with Client(fragile.grpc_address) as client:
+        assert client.generate(PROMPT, LONG).output_ids == expected

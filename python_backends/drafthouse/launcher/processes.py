@@ -33,6 +33,13 @@ def kill_group(group: int, timeout_s: float = 5.0) -> bool:
     return _wait_until_gone(lambda: group_members(group), timeout_s)
 
 
+def model_process(group: int, model: str) -> int | None:
+    """The newest process of this group that runs a model of the repository; None when there is none."""
+    marker = f"/{model}/".encode()
+    stubs = [pid for pid in group_members(group) if _executable(pid) == _EXECUTABLES[1] and marker in _command_line(pid)]
+    return max(stubs, default=None)
+
+
 def run_members(run: RunId) -> list[int]:
     """Pids of the server and the stubs of a run, wherever they were reparented to: their command lines carry its prefix."""
     marker = run.prefix.encode()

@@ -1,0 +1,47 @@
+"""Brings the front door back: nobody inside the server can reload the model that every request goes through.
+
+`cosine` reloads its engines when their processes die, but Triton restarts no process, so a dead `cosine` would answer "not
+healthy" for ever. Its open requests are lost with it (their clients get an error); new ones are served again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from drafthouse.launcher import processes
+from drafthouse.launcher.errors import LaunchError
+from drafthouse.launcher.server import TritonServer
+
+FRONT_DOOR = "cosine"
+CHECK_S = 1.0
+
+
+class FrontDoorWatch:
+    """Looks after one model of a running server. `check` is called often and acts at most once per `CHECK_S`."""
+
+    def __init__(self, server: TritonServer, announce: Callable[[str], None], model: str = FRONT_DOOR) -> None:
+        self._server = server
+        self._announce = announce
+        self._model = model
+        self._is_served = model in server.config.model_names()
+        self._next_check_s = 0.0
+        self._was_missing = False
+
+    def check(self) -> None:
+        """Reload the model when its process was missing twice in a row; a reload by somebody else shows as missing once."""
+        if not self._is_served or time.monotonic() < self._next_check_s:
+            return
+        self._next_check_s = time.monotonic() + CHECK_S
+        missing = processes.model_process(self._server.pid, self._model) is None
+        if missing and self._was_missing:
+            self._reload()
+        self._was_missing = missing
+
+    def _reload(self) -> None:
+        self._announce(f"The process of {self._model} is gone: reloading it.")
+        try:
+            self._server.load_model(self._model)
+            self._announce(f"{self._model} is back.")
+        except LaunchError as error:
+            self._announce(f"{self._model} could not be reloaded, trying again: {error}")
