@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from drafthouse_build.engine import Precision
 from drafthouse_build.repository import build_repository
 from drafthouse_build.templates import committed_drafters
 from fakes.tiny_llama import tiny_config, write_checkpoint
@@ -20,16 +21,18 @@ TEMPLATES = ROOT / "model_repository"
 DEMO_MODELS = ROOT / "build" / "demo_models"
 PROMPTS = ROOT / "tests" / "data" / "prompts.jsonl"
 EOS = "<|endoftext|>"
-VOCAB_SIZE = 1024
+VOCAB_SIZE = 4096
+"""As in the demo models."""
 
 
-def build_test_repository(folder: Path) -> Path:
+def build_test_repository(folder: Path, precision: Precision = "fp32") -> Path:
     """Builds the whole repository into `folder`; the target is not expanded, which changes its speed and nothing else."""
     chosen = Path(os.environ.get(MODELS_VARIABLE, DEMO_MODELS))
     drafters = committed_drafters(TEMPLATES)
     if not (chosen / "target" / "config.json").exists():
         chosen = write_random_models(folder / "checkpoints", drafters)
-    build_repository(chosen / "target", {name: chosen / name for name in drafters}, folder / "models", templates=TEMPLATES)
+    checkpoints = {name: chosen / name for name in drafters}
+    build_repository(chosen / "target", checkpoints, folder / "models", templates=TEMPLATES, precision=precision)
     return folder / "models"
 
 
@@ -43,7 +46,7 @@ def write_random_models(folder: Path, drafters: list[str]) -> Path:
 
 
 def train_tokenizer() -> dict[str, Any]:
-    """A byte-level tokenizer that knows the words of the test prompts; every text can be encoded."""
+    """A byte-level tokenizer that knows the words of the test prompts, and as many entries as the demo models' one."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -52,4 +55,6 @@ def train_tokenizer() -> dict[str, Any]:
     )
     tokenizer.train_from_iterator((json.loads(line)["prompt"] for line in PROMPTS.read_text().splitlines()), trainer)
     content: dict[str, Any] = json.loads(tokenizer.to_str())
+    learnt = content["model"]["vocab"]
+    learnt.update({f"unused{token_id}": token_id for token_id in range(len(learnt), VOCAB_SIZE)})
     return content
