@@ -50,6 +50,12 @@ class ModelEngine:
         """Size of the key/value pool."""
         return self._session.pool_bytes
 
+    def reserve(self) -> None:
+        """Takes the memory of the largest possible call and of the whole pool now, so that none has to be found while serving."""
+        self._runner.rehearse(self._limits.slots, self._limits.max_step_tokens)
+        for slot in range(self._limits.slots):
+            self._session.clear_slot(slot)
+
     def step(self, call: StepCall) -> StepResult:
         """Runs every row of ``call``; see the contract. A runtime failure is an ERROR of the rows that shared the network call."""
         self._runner.session_ns = 0
@@ -106,4 +112,6 @@ def load_engine(folder: Path, options: EngineOptions) -> ModelEngine:
     session = OnnxSession(folder, manifest, options.slots, options.num_threads)
     tokenizer = folder / TOKENIZER_NAME
     token_bytes = read_token_bytes(tokenizer, manifest.vocab_size) if tokenizer.is_file() else ()
-    return ModelEngine(session, manifest, options, token_bytes)
+    engine = ModelEngine(session, manifest, options, token_bytes)
+    engine.reserve()
+    return engine

@@ -68,7 +68,6 @@ class OnnxSession:
         self._session = _open(folder / MODEL_NAME, num_threads)
         _check_inputs(self._session, manifest)
         shape = (2 * manifest.num_layers, slots, manifest.num_kv_heads, manifest.context_len, manifest.head_dim)
-        # Zeroed pages come from the system when they are first touched: an unused slot takes no memory.
         self._pool = np.zeros(shape, np.float32)
         tokens = slots * manifest.max_step_tokens
         # All bindings share these: calls come one at a time, and buffers of their own would add up to gigabytes.
