@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from random import Random
+from string import ascii_lowercase
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -56,5 +58,7 @@ def train_tokenizer() -> dict[str, Any]:
     tokenizer.train_from_iterator((json.loads(line)["prompt"] for line in PROMPTS.read_text().splitlines()), trainer)
     content: dict[str, Any] = json.loads(tokenizer.to_str())
     learnt = content["model"]["vocab"]
-    learnt.update({f"unused{token_id}": token_id for token_id in range(len(learnt), VOCAB_SIZE)})
+    random = Random(0)
+    for token_id in range(len(learnt), VOCAB_SIZE):
+        learnt["".join(random.choices(ascii_lowercase, k=8))] = token_id  # no two words share much: stop words are found once
     return content
