@@ -53,7 +53,7 @@ async def test_prefill_of_many_prompts_keeps_within_the_round_s_budget() -> None
 
 @async_test
 async def test_the_router_hears_prompt_scores_first_and_each_verified_round_once() -> None:
-    async with running() as rig:
+    async with running(PipelineConfig(route_every=1)) as rig:
         request = make_request((1, 2, 3, 4), 40, end_id=-1)
         (sink,) = await rig.generate(request)
         first, *later = (row for rows in rig.router.calls for row in rows)
@@ -72,6 +72,20 @@ async def test_the_router_hears_prompt_scores_first_and_each_verified_round_once
         weights = [tuple(row.weights) for call in rig.fusion.calls for row in call.rows if row.num_draft_tokens > 0]
         assert len(set(weights)) == len(DRAFTERS)
         assert all(sum(weight > 0 for weight in row) == 2 for row in weights)
+
+
+@async_test
+async def test_the_router_hears_of_several_rounds_at_a_time_and_of_each_once() -> None:
+    reports = {}
+    for route_every in (1, 3):
+        async with running(PipelineConfig(route_every=route_every)) as rig:
+            await rig.generate(make_request((1, 2, 3, 4), 40, end_id=-1))
+            _, *reports[route_every] = (row for rows in rig.router.calls for row in rows)
+            num_rounds = sum(row.num_draft_tokens > 0 for call in rig.fusion.calls for row in call.rows)
+        assert len(reports[route_every]) == (num_rounds - 1) // route_every
+    each, joined = reports[1][:3], reports[3][0]
+    assert joined.target_tokens.tolist() == np.concatenate([row.target_tokens for row in each]).tolist()
+    assert joined.proposals.shape == joined.proposal_probs.shape == (len(DRAFTERS), len(joined.target_tokens))
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ class PipelineConfig:
     policy: str = "fcfs"  # see drafthouse.scheduling.registry
     num_draft_tokens: int = 5  # longest draft per round when the request does not say
     max_num_draft_tokens: int = 16  # the most a request may ask for
+    route_every: int = 4  # verified rounds of a request from one decision of the router to the next
     slots: int = 0  # requests that run at the same time; 0 = as many as the target has slots
     max_queue_size: int = 64  # requests that may wait beside the running ones
     default_max_tokens: int = 128  # when the request does not say; clipped to the context

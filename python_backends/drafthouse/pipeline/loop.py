@@ -57,7 +57,7 @@ class Pipeline:
         self._usable_drafters = config.usable_drafters(services.drafter_names)
         self._target = TargetLink(services.target)
         self._fusion = FusionLink(services.fusion)
-        routes = RouteStage(services.router)
+        routes = RouteStage(services.router, config.route_every)
         self._draft = DraftStage(self._fusion, routes, services.limits, config)
         self._prefill = PrefillStage(self._target, self._draft, services.limits, config)
         self._verify = VerifyStage(self._target, routes, config)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from drafthouse.pipeline.state import RequestState
+from drafthouse.pipeline.state import Feedback, RequestState
 from drafthouse.routing.contract import Router, RouteResult, RouteRow
 
 logger = logging.getLogger(__name__)
@@ -16,8 +16,10 @@ NUM_UNROUTED_DRAFTERS = 2  # drafters that share the work when the router has no
 class RouteStage:
     """Keeps `RequestState.weights` and `scores` up to date. Never fails: without a router the weights stay as they are."""
 
-    def __init__(self, router: Router | None) -> None:
+    def __init__(self, router: Router | None, route_every: int) -> None:
+        """``route_every``: verified rounds of a request from one decision to the next; they are reported together."""
         self._router = router
+        self._route_every = route_every
         self._is_failing = False
 
     async def first(self, states: Sequence[RequestState]) -> None:
@@ -31,12 +33,14 @@ class RouteStage:
                 state.weights = default_weights(state.allowed)
 
     async def refresh(self, states: Sequence[RequestState]) -> None:
-        """Tell the router how the last verified round went; its answer counts from the next draft on."""
-        told = [state for state in states if state.feedback is not None and _is_routable(state)]
-        if told:
-            await self._route(told)
-        for state in told:
-            state.feedback = None
+        """Tell the router how the verified rounds since the last time went; its answer counts from the next draft on.
+
+        Not after every round: the call runs beside the target, and takes time from its session where cores are few.
+        """
+        due = [state for state in states if len(state.feedback) >= self._route_every]
+        await self._route([state for state in due if _is_routable(state)])
+        for state in due:
+            state.feedback = []
 
     async def _route(self, states: Sequence[RequestState]) -> None:
         if self._router is None or not states:
@@ -65,19 +69,22 @@ def _is_routable(state: RequestState) -> bool:
 
 
 def _row(state: RequestState) -> RouteRow:
-    feedback = state.feedback
-    num_drafters = len(state.allowed)
+    rounds = state.feedback or [_nothing_verified(len(state.allowed))]
     scored = state.num_scored > 0
     mean = np.where(scored, state.prompt_logprob / np.maximum(state.num_scored, 1), np.nan)
     return RouteRow(
         request_uid=state.request_uid,
         prompt_logprob=mean.astype(np.float32),
         scores=state.scores,
-        proposals=np.empty((num_drafters, 0), np.int32) if feedback is None else feedback.proposals,
-        proposal_probs=np.empty((num_drafters, 0), np.float32) if feedback is None else feedback.proposal_probs,
-        target_tokens=np.empty(0, np.int32) if feedback is None else feedback.target_tokens,
+        proposals=np.concatenate([verified.proposals for verified in rounds], axis=1),
+        proposal_probs=np.concatenate([verified.proposal_probs for verified in rounds], axis=1),
+        target_tokens=np.concatenate([verified.target_tokens for verified in rounds]),
         allowed=state.allowed,
     )
+
+
+def _nothing_verified(num_drafters: int) -> Feedback:
+    return Feedback(np.empty((num_drafters, 0), np.int32), np.empty((num_drafters, 0), np.float32), np.empty(0, np.int32))
 
 
 def _apply(state: RequestState, result: RouteResult) -> None:

@@ -136,7 +136,7 @@ class VerifyStage:
         stats.num_accepted += num_accepted
         if draft is not None:
             trunk = target_trunk_tokens(draft.proposals.shape[1], path.accepted, answer.sampled)
-            state.feedback = Feedback(draft.proposals, draft.proposal_probs, trunk)
+            state.feedback.append(Feedback(draft.proposals, draft.proposal_probs, trunk))
 
 
 def _verify_row(state: RequestState) -> StepRow:

@@ -65,7 +65,7 @@ class RequestState:
     scores: NDArray[np.float32] = field(init=False)  # [D], the router's state, NaN before its first answer; route
     weights: NDArray[np.float32] | None = None  # [D]; route; None = not routed yet
     draft: Draft | None = None  # draft; consumed by verify
-    feedback: Feedback | None = None  # verify; consumed by route
+    feedback: list[Feedback] = field(default_factory=list)  # verify appends a round; consumed by route
 
     num_verifications: int = 0  # verify
     num_drafted: int = 0  # verify: tree nodes sent to the target

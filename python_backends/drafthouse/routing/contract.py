@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class RouteRow:
-    """What is known about one request. D = number of drafters, K = trunk length of its last verified round."""
+    """What is known about one request. D = number of drafters, K = trunk positions verified since the last call."""
 
     request_uid: int
     prompt_logprob: NDArray[np.float32]  # [D], mean nats per prompt token under each drafter (<= 0); NaN = not scored
     scores: NDArray[np.float32]  # [D], routing state as returned last time; NaN in a new request
-    proposals: NDArray[np.int32]  # [D, K], last verified round's proposals, -1 = none
+    proposals: NDArray[np.int32]  # [D, K], proposals round after round, -1 = none
     proposal_probs: NDArray[np.float32]  # [D, K]
     target_tokens: NDArray[np.int32]  # [K], what the target chose at each trunk position, -1 = not reached
     allowed: NDArray[np.bool_]  # [D], False = pinned out by the request, or gone
