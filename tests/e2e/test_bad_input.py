@@ -6,8 +6,13 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 
+from drafthouse.engine.contract import StepCall, StepRow
+from drafthouse.triton.codec.engine import pack_step
+from drafthouse.triton.codec.envelope import seal
+from drafthouse.triton.schema import ENGINE, LEASE_SECRET, MESSAGE
 from drafthouse_client import Client
 from e2e.wire import grpc_generate, http_generate, http_post
 
@@ -146,18 +151,27 @@ def test_a_forged_control_call_is_forbidden(server: Any, path: str) -> None:  # 
     assert status == 403
 
 
-@pytest.mark.parametrize("secret", [None, [0] * 64], ids=["no secret", "wrong secret"])
-def test_a_forged_engine_call_changes_nothing(server: Any, client: Client, secret: list[int] | None) -> None:  # noqa: ANN401
-    row = [[1, 0, 1, 1, 0, 0, -1, 0]]
-    inputs = [
-        {"name": "rows", "shape": [1, 8], "datatype": "INT64", "data": row},
-        {"name": "row_params", "shape": [1, 2], "datatype": "FP32", "data": [0.0, 1.0]},
-        {"name": "nodes", "shape": [1, 2], "datatype": "INT32", "data": [5, -1]},
-        {"name": "options", "shape": [3], "datatype": "INT32", "data": [1, 0, 0]},
-    ]
-    if secret is not None:
-        inputs.append({"name": "lease_secret", "shape": [len(secret)], "datatype": "UINT8", "data": secret})
-    status, reply = http_post(server.http_url, "/v2/models/target/infer", json.dumps({"inputs": inputs}).encode())
+FORGED_STEP = pack_step(StepCall([StepRow(1, 0, np.array([5], np.int32), 1)]))
+
+
+@pytest.mark.parametrize("model", ["target", "drafter_code", "fusion", "router"])
+@pytest.mark.parametrize("secret", [b"", bytes(64), b"guess" * 13], ids=["none", "zeros", "guess"])
+def test_a_forged_engine_call_changes_nothing(server: Any, client: Client, model: str, secret: bytes) -> None:  # noqa: ANN401
+    sections = {**FORGED_STEP, LEASE_SECRET.name: np.frombuffer(secret, np.uint8)}
+    status, reply = post_message(server.http_url, model, seal(ENGINE.call, sections).tolist())
     assert status >= 400
-    assert "field=lease_secret" in json.loads(reply)["error"]
+    assert "field=lease_secret" in json.loads(reply)["error"] or model == "router"
     assert_all_free(client)
+
+
+@pytest.mark.parametrize("message", [[], [0], [2**62] * 20, [-7] * 40], ids=["empty", "short", "huge", "negative"])
+def test_nonsense_for_an_engine_is_refused(server: Any, client: Client, message: list[int]) -> None:  # noqa: ANN401
+    status, reply = post_message(server.http_url, "target", message)
+    assert status >= 400
+    assert "Traceback" not in json.loads(reply)["error"]
+    assert_all_free(client)
+
+
+def post_message(http_url: str, model: str, message: list[int]) -> tuple[int, bytes]:
+    tensor = {"name": MESSAGE.name, "shape": [len(message)], "datatype": "INT64", "data": message}
+    return http_post(http_url, f"/v2/models/{model}/infer", json.dumps({"inputs": [tensor]}).encode())

@@ -1,23 +1,30 @@
 """What one process packs, the other unpacks: every field survives, at the extremes of its type."""
 
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 
 import numpy as np
+import pytest
 
+from drafthouse.core.errors import ClientError
 from drafthouse.core.sampling_params import SamplingParams
 from drafthouse.core.tree import DraftTree
 from drafthouse.engine.contract import RowResult, RowStatus, StepCall, StepResult, StepRow
 from drafthouse.fusion.contract import DraftCall, DraftResult, DraftRow, DraftRowResult
 from drafthouse.routing.contract import RouteResult, RouteRow
 from drafthouse.triton.codec.engine import pack_step, pack_step_result, unpack_step, unpack_step_result
+from drafthouse.triton.codec.envelope import Tensors, seal, unseal
 from drafthouse.triton.codec.fusion import pack_draft, pack_draft_result, unpack_draft, unpack_draft_result
 from drafthouse.triton.codec.routing import pack_route, pack_route_result, unpack_route, unpack_route_result
 from drafthouse.triton.codec.rows import unpack_release
-from drafthouse.triton.schema import ENGINE, FUSION, LEASE_SECRET, ROUTER
+from drafthouse.triton.schema import ENGINE, FUSION, LEASE_SECRET, ROUTER, TensorSpec
 
 PICKY = SamplingParams(
     temperature=0.5, top_k=40, top_p=0.75, seed=2**64 - 1, end_id=0, min_end_position=17, bad_words=(b"x", "é✓".encode())
 )
+
+
+SECRET = np.arange(32, dtype=np.uint8)
 
 
 def assert_same(left: object, right: object) -> None:
@@ -35,6 +42,14 @@ def assert_same(left: object, right: object) -> None:
             assert_same(a, b)
     else:
         assert left == right
+
+
+def through_the_wire(specs: Sequence[TensorSpec], sections: Tensors) -> Tensors:
+    """As another process would see these sections."""
+    back = unseal(specs, seal(specs, sections))
+    assert_same([back[name] for name in sections], list(sections.values()))
+    assert {name: array.dtype for name, array in back.items()} == {name: array.dtype for name, array in sections.items()}
+    return back
 
 
 def ids(*values: int) -> np.ndarray:
@@ -56,7 +71,8 @@ def test_step_call_survives() -> None:
         return_prompt_logprob=True,
     )
     tensors = pack_step(call, [7, 2**64 - 1])
-    assert set(tensors) | {LEASE_SECRET.name} == {spec.name for spec in ENGINE.inputs}
+    assert set(tensors) | {LEASE_SECRET.name} == {spec.name for spec in ENGINE.call}
+    tensors = through_the_wire(ENGINE.call, tensors | {LEASE_SECRET.name: SECRET})
     assert_same(unpack_step(tensors), call)
     assert unpack_release(tensors) == [7, 2**64 - 1]
 
@@ -97,8 +113,8 @@ def test_step_result_survives_with_rows_of_every_status() -> None:
     ]
     result = StepResult(rows, engine_epoch=2**62, session_ns=123, slots_free=1, slots_total=8)
     tensors = pack_step_result(result)
-    assert list(tensors) == ENGINE.output_names
-    assert_same(unpack_step_result(tensors), result)
+    assert list(tensors) == [spec.name for spec in ENGINE.answer]
+    assert_same(unpack_step_result(through_the_wire(ENGINE.answer, tensors)), result)
 
 
 def test_rows_that_failed_may_come_without_candidates() -> None:
@@ -122,8 +138,8 @@ def test_draft_call_survives() -> None:
         release_uids=[9],
     )
     tensors = pack_draft(call)
-    assert set(tensors) | {LEASE_SECRET.name} == {spec.name for spec in FUSION.inputs}
-    assert_same(unpack_draft(tensors), call)
+    assert set(tensors) | {LEASE_SECRET.name} == {spec.name for spec in FUSION.call}
+    assert_same(unpack_draft(through_the_wire(FUSION.call, tensors | {LEASE_SECRET.name: SECRET})), call)
     assert_same(unpack_draft(pack_draft(DraftCall((), [9]))), DraftCall((), [9]))
 
 
@@ -141,8 +157,8 @@ def draft_result(trunk_len: int) -> DraftRowResult:
 
 def test_draft_result_survives_and_short_rows_are_padded() -> None:
     tensors = pack_draft_result(DraftResult([draft_result(3), draft_result(0)], 77), num_drafters=2)
-    assert list(tensors) == FUSION.output_names
-    back = unpack_draft_result(tensors)
+    assert list(tensors) == [spec.name for spec in FUSION.answer]
+    back = unpack_draft_result(through_the_wire(FUSION.answer, tensors))
     assert back.draft_session_ns == 77
     assert_same(back.rows[0], draft_result(3))
     assert len(back.rows[1].tree) == 0
@@ -162,7 +178,38 @@ def test_routes_survive() -> None:
         )
     ]
     tensors = pack_route(rows)
-    assert set(tensors) | {LEASE_SECRET.name} == {spec.name for spec in ROUTER.inputs}
-    assert_same(unpack_route(tensors), rows)
+    assert set(tensors) | {LEASE_SECRET.name} == {spec.name for spec in ROUTER.call}
+    assert_same(unpack_route(through_the_wire(ROUTER.call, tensors | {LEASE_SECRET.name: SECRET})), rows)
     results = [RouteResult(floats(0.25, 0.5), floats(0.0, 1.0))]
     assert_same(unpack_route_result(pack_route_result(results)), results)
+
+
+def test_sections_keep_their_bits_and_absent_ones_stay_away() -> None:
+    specs = (
+        TensorSpec("a", "FP32", (-1, 2)),
+        TensorSpec("b", "UINT64", (-1,), optional=True),
+        TensorSpec("c", "UINT8", (3,), optional=True),
+        TensorSpec("d", "INT64", (-1, -1, 1)),
+    )
+    values = np.array([[np.nan, -0.0], [np.inf, 1e-45]], np.float32)
+    back = unseal(specs, seal(specs, {"a": values, "b": np.array([2**64 - 1], np.uint64), "d": np.zeros((0, 4, 1), np.int64)}))
+    assert back["a"].tobytes() == values.tobytes()
+    assert back["b"].tolist() == [2**64 - 1]
+    assert back["d"].shape == (0, 4, 1)
+    assert "c" not in back
+
+
+def test_a_section_that_is_needed_must_be_given() -> None:
+    with pytest.raises(KeyError, match="engine_info"):
+        seal(ENGINE.answer, {})
+
+
+@pytest.mark.parametrize(
+    "message",
+    [[], [1], [2**62, 0], [-1, -2], [1, 1, 5, 6, 7], [0, 3], [-5, 0]],
+    ids=["empty", "cut off", "huge", "negative", "too long", "too short", "below absent"],
+)
+def test_what_is_no_message_is_refused(message: list[int]) -> None:
+    specs = (TensorSpec("a", "INT32", (-1,)), TensorSpec("b", "INT32", (-1,), optional=True))
+    with pytest.raises(ClientError, match="field=message"):
+        unseal(specs, np.array(message, np.int64))

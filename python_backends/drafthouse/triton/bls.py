@@ -10,32 +10,31 @@ from drafthouse.engine.contract import EngineError, StepCall, StepResult
 from drafthouse.fusion.contract import DraftCall, DraftResult
 from drafthouse.routing.contract import RouteResult, RouteRow
 from drafthouse.triton.codec.engine import pack_step, unpack_step_result
+from drafthouse.triton.codec.envelope import Tensors, seal, unseal
 from drafthouse.triton.codec.fusion import pack_draft, unpack_draft_result
 from drafthouse.triton.codec.routing import pack_route, unpack_route_result
-from drafthouse.triton.codec.rows import Tensors
 from drafthouse.triton.keeper import ModelKeeper
 from drafthouse.triton.lease import Lease
-from drafthouse.triton.schema import LEASE_SECRET, schema_of
-from drafthouse.triton.tensors import read_outputs, to_tensors
+from drafthouse.triton.schema import LEASE_SECRET, MESSAGE, messages_of
 
 
 class BlsModel:
-    """One inner model: sends tensors with the lease secret, returns tensors, raises EngineError for anything else."""
+    """One inner model: sends sections with the lease secret, returns sections, raises EngineError for anything else."""
 
     def __init__(self, model_name: str, lease: Lease, timeout_us: int) -> None:
         self.model_name = model_name
         self._lease = lease
         self._timeout_us = timeout_us
-        self._output_names = schema_of(model_name).output_names
+        self._messages = messages_of(model_name)
         self.keeper = ModelKeeper(model_name)
 
-    async def call(self, tensors: Tensors) -> Tensors:
+    async def call(self, sections: Tensors) -> Tensors:
         """One call. Raises EngineError when the model is gone, slow or refuses."""
-        tensors[LEASE_SECRET.name] = self._lease.tensor
+        sections[LEASE_SECRET.name] = self._lease.section
         request = pb_utils.InferenceRequest(
             model_name=self.model_name,
-            requested_output_names=self._output_names,
-            inputs=to_tensors(tensors),
+            requested_output_names=[MESSAGE.name],
+            inputs=[pb_utils.Tensor(MESSAGE.name, seal(self._messages.call, sections))],
             timeout=self._timeout_us,
         )
         try:
@@ -45,7 +44,7 @@ class BlsModel:
         if response.has_error():
             raise self._failure(response.error().message())
         self.keeper.saw_answer()
-        return read_outputs(response)
+        return unseal(self._messages.answer, response.output_tensors()[0].as_numpy())
 
     def _failure(self, message: str) -> EngineError:
         self.keeper.saw_error(message)

@@ -7,10 +7,11 @@ from pathlib import Path
 from drafthouse.engine.manifest import read_manifest
 from drafthouse.fusion.fuser import CollaborativeFusion, FusionOptions
 from drafthouse.triton.bls import BlsEngineClient, BlsModel
+from drafthouse.triton.codec.envelope import Tensors
 from drafthouse.triton.codec.fusion import pack_draft_result, unpack_draft
-from drafthouse.triton.codec.rows import Tensors
 from drafthouse.triton.inner_model import InnerModel
 from drafthouse.triton.parameters import Parameters
+from drafthouse.triton.schema import FUSION
 
 KNOWN = "drafters, call_timeout_ms, max_branches"
 MAX_BRANCHES = 32
@@ -23,6 +24,8 @@ def drafter_model_name(drafter: str) -> str:
 
 class FusionModel(InnerModel):
     """Triton's view of `fusion.fuser.CollaborativeFusion`."""
+
+    messages = FUSION
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Read the ensemble from the configuration, and each drafter's limits from its engine's manifest."""
@@ -38,7 +41,7 @@ class FusionModel(InnerModel):
         self._fusion = CollaborativeFusion(clients, limits, options)
         self._loop = asyncio.new_event_loop()
 
-    def answer(self, tensors: Tensors) -> Tensors:
+    def answer(self, sections: Tensors) -> Tensors:
         """One draft round."""
-        result = self._loop.run_until_complete(self._fusion.draft(unpack_draft(tensors)))
+        result = self._loop.run_until_complete(self._fusion.draft(unpack_draft(sections)))
         return pack_draft_result(result, self._num_drafters)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import triton_python_backend_utils as pb_utils
 
 from drafthouse.core.errors import DrafthouseError, ErrorCode, ServerError
-from drafthouse.triton.codec.rows import Tensors
+from drafthouse.triton.codec.envelope import Tensors, seal, unseal
 from drafthouse.triton.lease import Lease
+from drafthouse.triton.schema import MESSAGE, MessageSchema
 from drafthouse.triton.tensors import read_inputs, to_error, to_response
 
 
@@ -20,9 +21,11 @@ class InnerModel:
     def __init__(self) -> None:
         self._lease = Lease.from_environment()
 
+    messages: MessageSchema  # what this model is asked and answers; set by the class
+
     @abstractmethod
-    def answer(self, tensors: Tensors) -> Tensors:
-        """Compute the outputs for the inputs of one call. May raise DrafthouseError."""
+    def answer(self, sections: Tensors) -> Tensors:
+        """Compute the answer's sections from those of one call. May raise DrafthouseError."""
 
     def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         """Triton's entry point."""
@@ -30,9 +33,9 @@ class InnerModel:
 
     def _respond(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         try:
-            tensors = read_inputs(request)
-            self._lease.check(tensors)
-            return to_response(self.answer(tensors))
+            sections = unseal(self.messages.call, read_inputs(request)[MESSAGE.name])
+            self._lease.check(sections)
+            return to_response({MESSAGE.name: seal(self.messages.answer, self.answer(sections))})
         except DrafthouseError as error:
             return to_error(error)
         except Exception as error:  # noqa: BLE001 - the border to Triton: a traceback must not reach a caller

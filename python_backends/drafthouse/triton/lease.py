@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drafthouse.core.errors import ClientError, ErrorCode, ServerError
-from drafthouse.triton.codec.rows import Array
+from drafthouse.triton.codec.envelope import Array
 from drafthouse.triton.schema import LEASE_SECRET
 
 ENVIRONMENT_VARIABLE = "DRAFTHOUSE_LEASE_SECRET"
@@ -35,12 +35,12 @@ class Lease:
         return cls(os.environ.get(ENVIRONMENT_VARIABLE, "").encode())
 
     @property
-    def tensor(self) -> NDArray[np.uint8]:
-        """The secret as the `lease_secret` tensor."""
+    def section(self) -> NDArray[np.uint8]:
+        """The secret as the `lease_secret` section of a message."""
         return self._array
 
-    def check(self, tensors: Mapping[str, Array]) -> None:
+    def check(self, sections: Mapping[str, Array]) -> None:
         """Raise ClientError unless the call carries the secret. Constant time in the secret's content."""
-        given = tensors.get(LEASE_SECRET.name)
+        given = sections.get(LEASE_SECRET.name)
         if given is None or not hmac.compare_digest(given.tobytes(), self._secret):
             raise ClientError(ErrorCode.INVALID_ARG, LEASE_SECRET.name, allowed="calls from this server's own models only")

@@ -15,7 +15,7 @@ import triton_python_backend_utils as pb_utils
 
 from drafthouse.core.errors import DrafthouseError
 from drafthouse.pipeline.contract import GenerationRequest, OutputChunk
-from drafthouse.triton.codec.rows import Tensors
+from drafthouse.triton.codec.envelope import Tensors
 from drafthouse.triton.tensors import to_error, to_response
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL

@@ -5,14 +5,17 @@ import json
 from collections.abc import Mapping
 
 from drafthouse.routing.registry import DEFAULT_POLICY, load_router
+from drafthouse.triton.codec.envelope import Tensors
 from drafthouse.triton.codec.routing import pack_route_result, unpack_route
-from drafthouse.triton.codec.rows import Tensors
 from drafthouse.triton.inner_model import InnerModel
 from drafthouse.triton.parameters import Parameters, version_folder
+from drafthouse.triton.schema import ROUTER
 
 
 class RouterModel(InnerModel):
     """Triton's view of a `routing.contract.Router`."""
+
+    messages = ROUTER
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Read the router's tables."""
@@ -22,6 +25,6 @@ class RouterModel(InnerModel):
         self._router = load_router(version_folder(args), policy, options)
         self._loop = asyncio.new_event_loop()
 
-    def answer(self, tensors: Tensors) -> Tensors:
+    def answer(self, sections: Tensors) -> Tensors:
         """One routing call."""
-        return pack_route_result(self._loop.run_until_complete(self._router.route(unpack_route(tensors))))
+        return pack_route_result(self._loop.run_until_complete(self._router.route(unpack_route(sections))))

@@ -1,8 +1,8 @@
 """The one definition of every tensor that crosses a process border: names, types, shapes.
 
-`config.pbtxt` files are checked against this table by a test; codecs and adapters take their names from it. Inner
-models (engines, fusion, router) pack one row per request into few tensors, because each tensor of a BLS call costs
-tens of microseconds; the columns are named by the enums below.
+`config.pbtxt` files are checked against this table by a test; codecs and adapters take their names from it. The inner
+models (engines, fusion, router) speak in messages: one tensor each way, which carries the sections listed here
+(`codec/envelope.py` says why). Sections with a row per request name their columns by the enums below.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,24 @@ class ModelSchema:
         return [spec.name for spec in self.outputs]
 
 
-LEASE_SECRET = TensorSpec("lease_secret", "UINT8", (-1,), optional=True)
+# The one tensor of an inner model's call and of its answer.
+MESSAGE = TensorSpec("message", "INT64", (-1,))
+
+
+@dataclass(frozen=True, slots=True)
+class MessageSchema:
+    """The sections of an inner model's call and of its answer, in the order in which they lie in the message."""
+
+    call: tuple[TensorSpec, ...]
+    answer: tuple[TensorSpec, ...]
+
+    @property
+    def model(self) -> ModelSchema:
+        """What Triton sees of it."""
+        return ModelSchema((MESSAGE,), (MESSAGE,))
+
+
+LEASE_SECRET = TensorSpec("lease_secret", "UINT8", (-1,))
 # JSON, UTF-8: one list of words per row. Sent only when a row has any.
 BAD_WORDS = TensorSpec("bad_words", "UINT8", (-1,), optional=True)
 RELEASE_UIDS = TensorSpec("release_uids", "UINT64", (-1,), optional=True)
@@ -87,8 +104,8 @@ class ResultColumn(IntEnum):
     NUM_SCORED = 3
 
 
-ENGINE = ModelSchema(
-    inputs=(
+ENGINE = MessageSchema(
+    call=(
         LEASE_SECRET,
         TensorSpec("rows", "INT64", (-1, 8), optional=True),
         TensorSpec("row_params", "FP32", (-1, 2), optional=True),
@@ -97,7 +114,7 @@ ENGINE = ModelSchema(
         BAD_WORDS,
         RELEASE_UIDS,
     ),
-    outputs=(
+    answer=(
         TensorSpec("engine_info", "INT64", (5,)),
         TensorSpec("row_results", "INT64", (-1, 4)),
         TensorSpec("row_logprobs", "FP32", (-1,)),  # summed prompt log-probability, nats
@@ -107,8 +124,8 @@ ENGINE = ModelSchema(
     ),
 )
 
-FUSION = ModelSchema(
-    inputs=(
+FUSION = MessageSchema(
+    call=(
         LEASE_SECRET,
         TensorSpec("rows", "INT64", (-1, 8), optional=True),
         TensorSpec("row_params", "FP32", (-1, 2), optional=True),
@@ -117,7 +134,7 @@ FUSION = ModelSchema(
         BAD_WORDS,
         RELEASE_UIDS,
     ),
-    outputs=(
+    answer=(
         TensorSpec("draft_info", "INT64", (2,)),  # draft_session_ns, trunk length K of the widest row
         TensorSpec("tree_sizes", "INT32", (-1,)),  # [B]
         TensorSpec("tree_nodes", "INT32", (-1, 3)),  # token, parent, source drafter
@@ -129,8 +146,8 @@ FUSION = ModelSchema(
     ),
 )
 
-ROUTER = ModelSchema(
-    inputs=(
+ROUTER = MessageSchema(
+    call=(
         LEASE_SECRET,
         TensorSpec("request_uids", "UINT64", (-1,)),
         # [B, D, 3]: mean prompt log-probability, routing score, allowed (1 or 0)
@@ -139,7 +156,7 @@ ROUTER = ModelSchema(
         TensorSpec("proposal_probs", "FP32", (-1, -1, -1)),
         TensorSpec("target_tokens", "INT32", (-1, -1)),  # [B, K], -1 = not reached
     ),
-    outputs=(TensorSpec("routes", "FP32", (-1, -1, 2)),),  # [B, D, (score, weight)]
+    answer=(TensorSpec("routes", "FP32", (-1, -1, 2)),),  # [B, D, (score, weight)]
 )
 
 
@@ -209,8 +226,13 @@ COSINE = ModelSchema(
 )
 
 
-def schema_of(model_name: str) -> ModelSchema:
-    """The schema of a model of the repository, by the model's name."""
+def messages_of(model_name: str) -> MessageSchema:
+    """What an inner model is asked and answers, by the model's name."""
     if model_name == "target" or model_name.startswith("drafter_"):
         return ENGINE
-    return {"cosine": COSINE, "fusion": FUSION, "router": ROUTER}[model_name]
+    return {"fusion": FUSION, "router": ROUTER}[model_name]
+
+
+def schema_of(model_name: str) -> ModelSchema:
+    """The tensors of a model of the repository as Triton sees them, by the model's name."""
+    return COSINE if model_name == "cosine" else messages_of(model_name).model

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import triton_python_backend_utils as pb_utils
 
 from drafthouse.core.errors import DrafthouseError, ErrorCode
-from drafthouse.triton.codec.rows import Array, Tensors
+from drafthouse.triton.codec.envelope import Array, Tensors
 
 # Names in triton_python_backend_utils.TritonError. The stub adds that class only after it has imported the model, so it
 # cannot be touched while this module is imported; the same holds for everything else of the stub's own.
@@ -26,19 +26,9 @@ def read_inputs(request: pb_utils.InferenceRequest) -> Tensors:
     return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
 
 
-def read_outputs(response: pb_utils.InferenceResponse) -> Tensors:
-    """Every output of a BLS response by name."""
-    return {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
-
-
-def to_tensors(arrays: Mapping[str, Array]) -> list[pb_utils.Tensor]:
-    """Backend tensors for arrays by name."""
-    return [pb_utils.Tensor(name, array) for name, array in arrays.items()]
-
-
 def to_response(arrays: Mapping[str, Array]) -> pb_utils.InferenceResponse:
     """A response that carries these arrays."""
-    return pb_utils.InferenceResponse(output_tensors=to_tensors(arrays))
+    return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(name, array) for name, array in arrays.items()])
 
 
 def to_error(error: DrafthouseError) -> pb_utils.InferenceResponse:

@@ -10,13 +10,13 @@ import pytest
 from drafthouse.core.errors import ClientError, ErrorCode, ServerError, invalid
 from drafthouse.core.sampling_params import SamplingParams
 from drafthouse.pipeline.contract import FinishReason, GenerationRequest, OutputChunk, PerfMetrics
-from drafthouse.triton.codec.rows import Tensors
+from drafthouse.triton.codec.envelope import Tensors, seal, unseal
 from drafthouse.triton.inner_model import InnerModel
 from drafthouse.triton.keeper import FIRST_PAUSE_S, ModelKeeper, looks_dead
 from drafthouse.triton.lease import ENVIRONMENT_VARIABLE, Lease
 from drafthouse.triton.parameters import Parameters
 from drafthouse.triton.responder import FINAL, Responder, TritonSink
-from drafthouse.triton.schema import COSINE, LEASE_SECRET
+from drafthouse.triton.schema import COSINE, LEASE_SECRET, MESSAGE, MessageSchema, TensorSpec
 from fakes import pb_utils
 
 SECRET = "0123456789abcdef"
@@ -25,17 +25,17 @@ SECRET = "0123456789abcdef"
 class Doubler(InnerModel):
     """An inner model that is wrong on purpose for some inputs."""
 
-    def answer(self, tensors: Tensors) -> Tensors:
-        if tensors["x"][0] == 0:
+    messages = MessageSchema((LEASE_SECRET, TensorSpec("x", "INT32", (1,))), (TensorSpec("y", "INT32", (1,)),))
+
+    def answer(self, sections: Tensors) -> Tensors:
+        if sections["x"][0] == 0:
             raise invalid("x", 0, "anything but 0")
-        return {"y": 2 * tensors["x"] + 0 // int(tensors["x"][0] != 13)}
+        return {"y": 2 * sections["x"] + 0 // int(sections["x"][0] != 13)}
 
 
-def call(model: InnerModel, x: int, secret: bytes | None = SECRET.encode()) -> pb_utils.InferenceResponse:
-    tensors = [pb_utils.Tensor("x", np.array([x]))]
-    if secret is not None:
-        tensors.append(pb_utils.Tensor(LEASE_SECRET.name, np.frombuffer(secret, np.uint8)))
-    (response,) = model.execute([pb_utils.InferenceRequest(tensors)])
+def call(model: InnerModel, x: int, secret: bytes = SECRET.encode()) -> pb_utils.InferenceResponse:
+    message = seal(model.messages.call, {LEASE_SECRET.name: np.frombuffer(secret, np.uint8), "x": np.array([x])})
+    (response,) = model.execute([pb_utils.InferenceRequest([pb_utils.Tensor(MESSAGE.name, message)])])
     return response
 
 
@@ -46,11 +46,12 @@ def doubler(monkeypatch: pytest.MonkeyPatch) -> Doubler:
 
 
 def test_an_inner_model_answers_those_with_the_secret(doubler: Doubler) -> None:
-    assert call(doubler, 4).output_tensors()[0].as_numpy().tolist() == [8]
+    (message,) = call(doubler, 4).output_tensors()
+    assert unseal(doubler.messages.answer, message.as_numpy())["y"].tolist() == [8]
 
 
-@pytest.mark.parametrize("secret", [None, b"", b"0123456789abcdeX", SECRET.encode() + b"0"])
-def test_an_inner_model_refuses_those_without(doubler: Doubler, secret: bytes | None) -> None:
+@pytest.mark.parametrize("secret", [b"", b"0123456789abcdeX", SECRET.encode() + b"0"])
+def test_an_inner_model_refuses_those_without(doubler: Doubler, secret: bytes) -> None:
     error = call(doubler, 4, secret).error()
     assert error.code() == pb_utils.TritonError.INVALID_ARG
     assert "field=lease_secret" in error.message()
@@ -63,6 +64,12 @@ def test_a_refusal_keeps_its_words_and_a_bug_gets_a_number(doubler: Doubler) -> 
     assert bug.code() == pb_utils.TritonError.INTERNAL
     assert "incident" in bug.message()
     assert "Zero" not in bug.message()
+
+
+def test_what_is_no_message_is_refused(doubler: Doubler) -> None:
+    tensor = pb_utils.Tensor(MESSAGE.name, np.array([7], np.int64))
+    (response,) = doubler.execute([pb_utils.InferenceRequest([tensor])])
+    assert "INVALID_ARG field=message" in response.error().message()
 
 
 def test_no_secret_no_model(monkeypatch: pytest.MonkeyPatch) -> None:

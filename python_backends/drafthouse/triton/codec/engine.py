@@ -6,10 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drafthouse.engine.contract import RowResult, RowStatus, StepCall, StepResult, StepRow
+from drafthouse.triton.codec.envelope import Array, Tensors
 from drafthouse.triton.codec.rows import (
     MASK64,
-    Array,
-    Tensors,
     from_json,
     json_bytes,
     offsets_of,
@@ -27,7 +26,7 @@ def _parents_of(row: StepRow) -> NDArray[np.int32]:
 
 
 def pack_step(call: StepCall, release_uids: Sequence[int] = ()) -> Tensors:
-    """A step call as an engine's input tensors (`schema.ENGINE`), without the lease secret."""
+    """A step call as an engine's sections (`schema.ENGINE`), without the lease secret."""
     if not call.rows:
         return pack_release({}, release_uids)
     tensors = pack_rows(call.rows, (row.num_committed for row in call.rows))
@@ -62,7 +61,7 @@ def unpack_step(tensors: Mapping[str, Array]) -> StepCall:
 
 
 def pack_step_result(result: StepResult) -> Tensors:
-    """An engine's output tensors (`schema.ENGINE`)."""
+    """An engine's answer's sections (`schema.ENGINE`)."""
     rows = result.rows
     width = 1 + max((row.candidate_ids.shape[1] for row in rows), default=0)
     num_nodes = sum(len(row.sampled) for row in rows)

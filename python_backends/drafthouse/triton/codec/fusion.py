@@ -8,10 +8,9 @@ from numpy.typing import NDArray
 
 from drafthouse.core.tree import DraftTree
 from drafthouse.fusion.contract import DraftCall, DraftResult, DraftRow, DraftRowResult
+from drafthouse.triton.codec.envelope import Array, Tensors
 from drafthouse.triton.codec.rows import (
     MASK64,
-    Array,
-    Tensors,
     offsets_of,
     pack_release,
     pack_rows,
@@ -22,7 +21,7 @@ from drafthouse.triton.schema import RowColumn
 
 
 def pack_draft(call: DraftCall) -> Tensors:
-    """A draft call as fusion's input tensors (`schema.FUSION`), without the lease secret."""
+    """A draft call as fusion's sections (`schema.FUSION`), without the lease secret."""
     if not call.rows:
         return pack_release({}, call.release_uids)
     tensors = pack_rows(call.rows, (row.num_draft_tokens for row in call.rows))
@@ -67,7 +66,7 @@ def pack_proposals(
 
 
 def pack_draft_result(result: DraftResult, num_drafters: int) -> Tensors:
-    """Fusion's output tensors (`schema.FUSION`)."""
+    """Fusion's answer's sections (`schema.FUSION`)."""
     rows = result.rows
     trees = [row.tree for row in rows]
     nodes = np.zeros((sum(map(len, trees)), 3), np.int32)

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from drafthouse.routing.contract import RouteResult, RouteRow
+from drafthouse.triton.codec.envelope import Array, Tensors
 from drafthouse.triton.codec.fusion import pack_proposals
-from drafthouse.triton.codec.rows import Array, Tensors
 
 
 def pack_route(rows: Sequence[RouteRow]) -> Tensors:
-    """A routing call as the router's input tensors (`schema.ROUTER`), without the lease secret."""
+    """A routing call as the router's sections (`schema.ROUTER`), without the lease secret."""
     num_drafters = len(rows[0].allowed)
     features = np.stack([np.stack((r.prompt_logprob, r.scores, r.allowed), axis=1) for r in rows])
     ids, probs = pack_proposals([r.proposals for r in rows], [r.proposal_probs for r in rows], num_drafters)
@@ -44,7 +44,7 @@ def unpack_route(tensors: Mapping[str, Array]) -> list[RouteRow]:
 
 
 def pack_route_result(results: Sequence[RouteResult]) -> Tensors:
-    """The router's output tensor (`schema.ROUTER`)."""
+    """The router's answer's section (`schema.ROUTER`)."""
     return {"routes": np.stack([np.stack((r.scores, r.weights), axis=1) for r in results]).astype(np.float32)}
 
 

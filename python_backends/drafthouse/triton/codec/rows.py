@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 from drafthouse.core.sampling_params import SamplingParams
 from drafthouse.engine.contract import StepRow
 from drafthouse.fusion.contract import DraftRow
+from drafthouse.triton.codec.envelope import Array, Tensors
 from drafthouse.triton.schema import ParamColumn, RowColumn
-
-Array = NDArray[Any]
-Tensors = dict[str, Array]
 
 MASK64 = (1 << 64) - 1
 _SIGN64 = 1 << 63
