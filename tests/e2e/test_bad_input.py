@@ -11,7 +11,7 @@ import pytest
 
 from drafthouse.engine.contract import StepCall, StepRow
 from drafthouse.triton.codec.engine import pack_step
-from drafthouse.triton.codec.envelope import seal
+from drafthouse.triton.codec.envelope import Envelope
 from drafthouse.triton.schema import ENGINE, LEASE_SECRET, MESSAGE
 from drafthouse_client import Client
 from e2e.wire import grpc_generate, http_generate, http_post
@@ -158,7 +158,7 @@ FORGED_STEP = pack_step(StepCall([StepRow(1, 0, np.array([5], np.int32), 1)]))
 @pytest.mark.parametrize("secret", [b"", bytes(64), b"guess" * 13], ids=["none", "zeros", "guess"])
 def test_a_forged_engine_call_changes_nothing(server: Any, client: Client, model: str, secret: bytes) -> None:  # noqa: ANN401
     sections = {**FORGED_STEP, LEASE_SECRET.name: np.frombuffer(secret, np.uint8)}
-    status, reply = post_message(server.http_url, model, seal(ENGINE.call, sections).tolist())
+    status, reply = post_message(server.http_url, model, Envelope(ENGINE.call).seal(sections).tolist())
     assert status >= 400
     assert "field=lease_secret" in json.loads(reply)["error"] or model == "router"
     assert_all_free(client)

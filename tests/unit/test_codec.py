@@ -13,7 +13,7 @@ from drafthouse.engine.contract import RowResult, RowStatus, StepCall, StepResul
 from drafthouse.fusion.contract import DraftCall, DraftResult, DraftRow, DraftRowResult
 from drafthouse.routing.contract import RouteResult, RouteRow
 from drafthouse.triton.codec.engine import pack_step, pack_step_result, unpack_step, unpack_step_result
-from drafthouse.triton.codec.envelope import Tensors, seal, unseal
+from drafthouse.triton.codec.envelope import Envelope, Tensors
 from drafthouse.triton.codec.fusion import pack_draft, pack_draft_result, unpack_draft, unpack_draft_result
 from drafthouse.triton.codec.routing import pack_route, pack_route_result, unpack_route, unpack_route_result
 from drafthouse.triton.codec.rows import unpack_release
@@ -46,7 +46,7 @@ def assert_same(left: object, right: object) -> None:
 
 def through_the_wire(specs: Sequence[TensorSpec], sections: Tensors) -> Tensors:
     """As another process would see these sections."""
-    back = unseal(specs, seal(specs, sections))
+    back = Envelope(specs).unseal(Envelope(specs).seal(sections))
     assert_same([back[name] for name in sections], list(sections.values()))
     assert {name: array.dtype for name, array in back.items()} == {name: array.dtype for name, array in sections.items()}
     return back
@@ -192,7 +192,9 @@ def test_sections_keep_their_bits_and_absent_ones_stay_away() -> None:
         TensorSpec("d", "INT64", (-1, -1, 1)),
     )
     values = np.array([[np.nan, -0.0], [np.inf, 1e-45]], np.float32)
-    back = unseal(specs, seal(specs, {"a": values, "b": np.array([2**64 - 1], np.uint64), "d": np.zeros((0, 4, 1), np.int64)}))
+    back = Envelope(specs).unseal(
+        Envelope(specs).seal({"a": values, "b": np.array([2**64 - 1], np.uint64), "d": np.zeros((0, 4, 1), np.int64)})
+    )
     assert back["a"].tobytes() == values.tobytes()
     assert back["b"].tolist() == [2**64 - 1]
     assert back["d"].shape == (0, 4, 1)
@@ -201,7 +203,7 @@ def test_sections_keep_their_bits_and_absent_ones_stay_away() -> None:
 
 def test_a_section_that_is_needed_must_be_given() -> None:
     with pytest.raises(KeyError, match="engine_info"):
-        seal(ENGINE.answer, {})
+        Envelope(ENGINE.answer).seal({})
 
 
 @pytest.mark.parametrize(
@@ -212,4 +214,4 @@ def test_a_section_that_is_needed_must_be_given() -> None:
 def test_what_is_no_message_is_refused(message: list[int]) -> None:
     specs = (TensorSpec("a", "INT32", (-1,)), TensorSpec("b", "INT32", (-1,), optional=True))
     with pytest.raises(ClientError, match="field=message"):
-        unseal(specs, np.array(message, np.int64))
+        Envelope(specs).unseal(np.array(message, np.int64))

@@ -10,7 +10,7 @@ from drafthouse.engine.contract import EngineError, StepCall, StepResult
 from drafthouse.fusion.contract import DraftCall, DraftResult
 from drafthouse.routing.contract import RouteResult, RouteRow
 from drafthouse.triton.codec.engine import pack_step, unpack_step_result
-from drafthouse.triton.codec.envelope import Tensors, seal, unseal
+from drafthouse.triton.codec.envelope import Envelope, Tensors
 from drafthouse.triton.codec.fusion import pack_draft, unpack_draft_result
 from drafthouse.triton.codec.routing import pack_route, unpack_route_result
 from drafthouse.triton.keeper import ModelKeeper
@@ -25,7 +25,8 @@ class BlsModel:
         self.model_name = model_name
         self._lease = lease
         self._timeout_us = timeout_us
-        self._messages = messages_of(model_name)
+        messages = messages_of(model_name)
+        self._calls, self._answers = Envelope(messages.call), Envelope(messages.answer)
         self.keeper = ModelKeeper(model_name)
 
     async def call(self, sections: Tensors) -> Tensors:
@@ -34,7 +35,7 @@ class BlsModel:
         request = pb_utils.InferenceRequest(
             model_name=self.model_name,
             requested_output_names=[MESSAGE.name],
-            inputs=[pb_utils.Tensor(MESSAGE.name, seal(self._messages.call, sections))],
+            inputs=[pb_utils.Tensor(MESSAGE.name, self._calls.seal(sections))],
             timeout=self._timeout_us,
         )
         try:
@@ -44,7 +45,7 @@ class BlsModel:
         if response.has_error():
             raise self._failure(response.error().message())
         self.keeper.saw_answer()
-        return unseal(self._messages.answer, response.output_tensors()[0].as_numpy())
+        return self._answers.unseal(response.output_tensors()[0].as_numpy())
 
     def _failure(self, message: str) -> EngineError:
         self.keeper.saw_error(message)

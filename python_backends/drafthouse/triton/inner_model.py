@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import triton_python_backend_utils as pb_utils
 
 from drafthouse.core.errors import DrafthouseError, ErrorCode, ServerError
-from drafthouse.triton.codec.envelope import Tensors, seal, unseal
+from drafthouse.triton.codec.envelope import Envelope, Tensors
 from drafthouse.triton.lease import Lease
 from drafthouse.triton.schema import MESSAGE, MessageSchema
 from drafthouse.triton.tensors import read_inputs, to_error, to_response
@@ -20,6 +20,7 @@ class InnerModel:
 
     def __init__(self) -> None:
         self._lease = Lease.from_environment()
+        self._calls, self._answers = Envelope(self.messages.call), Envelope(self.messages.answer)
 
     messages: MessageSchema  # what this model is asked and answers; set by the class
 
@@ -33,9 +34,9 @@ class InnerModel:
 
     def _respond(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         try:
-            sections = unseal(self.messages.call, read_inputs(request)[MESSAGE.name])
+            sections = self._calls.unseal(read_inputs(request)[MESSAGE.name])
             self._lease.check(sections)
-            return to_response({MESSAGE.name: seal(self.messages.answer, self.answer(sections))})
+            return to_response({MESSAGE.name: self._answers.seal(self.answer(sections))})
         except DrafthouseError as error:
             return to_error(error)
         except Exception as error:  # noqa: BLE001 - the border to Triton: a traceback must not reach a caller

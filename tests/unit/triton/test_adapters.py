@@ -10,7 +10,7 @@ import pytest
 from drafthouse.core.errors import ClientError, ErrorCode, ServerError, invalid
 from drafthouse.core.sampling_params import SamplingParams
 from drafthouse.pipeline.contract import FinishReason, GenerationRequest, OutputChunk, PerfMetrics
-from drafthouse.triton.codec.envelope import Tensors, seal, unseal
+from drafthouse.triton.codec.envelope import Envelope, Tensors
 from drafthouse.triton.inner_model import InnerModel
 from drafthouse.triton.keeper import FIRST_PAUSE_S, ModelKeeper, looks_dead
 from drafthouse.triton.lease import ENVIRONMENT_VARIABLE, Lease
@@ -34,7 +34,7 @@ class Doubler(InnerModel):
 
 
 def call(model: InnerModel, x: int, secret: bytes = SECRET.encode()) -> pb_utils.InferenceResponse:
-    message = seal(model.messages.call, {LEASE_SECRET.name: np.frombuffer(secret, np.uint8), "x": np.array([x])})
+    message = Envelope(model.messages.call).seal({LEASE_SECRET.name: np.frombuffer(secret, np.uint8), "x": np.array([x])})
     (response,) = model.execute([pb_utils.InferenceRequest([pb_utils.Tensor(MESSAGE.name, message)])])
     return response
 
@@ -47,7 +47,7 @@ def doubler(monkeypatch: pytest.MonkeyPatch) -> Doubler:
 
 def test_an_inner_model_answers_those_with_the_secret(doubler: Doubler) -> None:
     (message,) = call(doubler, 4).output_tensors()
-    assert unseal(doubler.messages.answer, message.as_numpy())["y"].tolist() == [8]
+    assert Envelope(doubler.messages.answer).unseal(message.as_numpy())["y"].tolist() == [8]
 
 
 @pytest.mark.parametrize("secret", [b"", b"0123456789abcdeX", SECRET.encode() + b"0"])

@@ -7,7 +7,6 @@ ranks stand in `schema.py`, travel as one INT64 vector: first the dims of every 
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,62 +28,73 @@ _DTYPES: Mapping[str, type[np.generic]] = {
 }
 
 
-def seal(specs: Sequence[TensorSpec], sections: Mapping[str, Array]) -> NDArray[np.int64]:
-    """One message [-1] from arrays by name; a section that is not given must be optional (KeyError otherwise)."""
-    dims: list[int] = []
-    parts: list[tuple[str, Array]] = []
-    for spec in specs:
-        array = sections.get(spec.name) if spec.optional else sections[spec.name]
-        if array is None:
-            dims += [ABSENT] * len(spec.dims)
-        else:
-            dims += array.shape
-            parts.append((spec.dtype, array))
-    message = np.empty(len(dims) + sum(array.size for _, array in parts), np.int64)
-    message[: len(dims)] = dims
-    begin = len(dims)
-    for dtype, array in parts:
-        end = begin + array.size
-        message[begin:end] = _to_integers(array, dtype).reshape(-1)  # the assignment widens to int64
-        begin = end
-    return message
-
-
-def unseal(specs: Sequence[TensorSpec], message: Array) -> Tensors:
-    """The inverse of `seal`. Raises ClientError for a vector that is not such a message."""
-    num_dims = sum(len(spec.dims) for spec in specs)
-    if message.dtype != np.int64 or message.ndim != 1:
-        raise _no_message(f"{message.dtype} {list(message.shape)}")
-    sections, size = _layout(tuple(specs), tuple(message[:num_dims].tolist()))
-    if size != len(message):
-        raise _no_message(f"{len(message)} elements")
-    return {name: _from_int64(message[begin:end], dtype).reshape(shape) for name, dtype, begin, end, shape in sections}
-
-
 Section = tuple[str, str, int, int, tuple[int, ...]]  # name, dtype, begin, end, shape
+Layout = tuple[list[Section], int]  # the sections that are there, and the length of the message
+_LAYOUTS_KEPT = 1024  # rounds of one batch have the same few; this bounds what a stranger can make us keep
 
 
-@lru_cache(maxsize=1024)
-def _layout(specs: tuple[TensorSpec, ...], dims: tuple[int, ...]) -> tuple[tuple[Section, ...], int]:
-    """Where each section that is there lies, and how long the message is. Raises ClientError for dims that contradict the schema.
+class Envelope:
+    """Packs and unpacks messages of one kind."""
 
-    Rounds of one batch have the same few layouts, so they are kept.
-    """
+    def __init__(self, specs: Sequence[TensorSpec]) -> None:
+        self._specs = specs
+        self._num_dims = sum(len(spec.dims) for spec in specs)
+        self._layouts: dict[tuple[int, ...], Layout] = {}
+
+    def seal(self, sections: Mapping[str, Array]) -> NDArray[np.int64]:
+        """One message [-1] from arrays by name; a section that is not given must be optional (KeyError otherwise)."""
+        dims: list[int] = []
+        parts: list[tuple[str, Array]] = []
+        for spec in self._specs:
+            array = sections.get(spec.name) if spec.optional else sections[spec.name]
+            if array is None:
+                dims += [ABSENT] * len(spec.dims)
+            else:
+                dims += array.shape
+                parts.append((spec.dtype, array))
+        message = np.empty(len(dims) + sum(array.size for _, array in parts), np.int64)
+        message[: len(dims)] = dims
+        begin = len(dims)
+        for dtype, array in parts:
+            end = begin + array.size
+            message[begin:end] = _to_integers(array, dtype).reshape(-1)  # the assignment widens to int64
+            begin = end
+        return message
+
+    def unseal(self, message: Array) -> Tensors:
+        """The inverse of `seal`. Raises ClientError for a vector that is not such a message."""
+        if message.dtype != np.int64 or message.ndim != 1:
+            raise _no_message(f"{message.dtype} {list(message.shape)}")
+        dims = tuple(message[: self._num_dims].tolist())
+        layout = self._layouts.get(dims)
+        if layout is None:
+            layout = _lay_out(self._specs, dims)
+            if len(self._layouts) < _LAYOUTS_KEPT:
+                self._layouts[dims] = layout
+        sections, size = layout
+        if size != len(message):
+            raise _no_message(f"{len(message)} elements")
+        return {name: _from_int64(message[begin:end], dtype).reshape(shape) for name, dtype, begin, end, shape in sections}
+
+
+def _lay_out(specs: Sequence[TensorSpec], dims: tuple[int, ...]) -> Layout:
+    """Where each section lies. Raises ClientError for dims that contradict the schema."""
     sections: list[Section] = []
     begin = len(dims)
     for spec in specs:
         shape, dims = dims[: len(spec.dims)], dims[len(spec.dims) :]
         if spec.optional and shape == (ABSENT,) * len(spec.dims):
             continue
-        fits = len(shape) == len(spec.dims) and all(
-            given >= 0 and wanted in (given, -1) for given, wanted in zip(shape, spec.dims, strict=True)
-        )
-        if not fits:
+        if len(shape) != len(spec.dims) or not all(map(_fits, shape, spec.dims)):
             raise _no_message(f"{spec.name} {list(shape)}")
         end = begin + math.prod(shape)
         sections.append((spec.name, spec.dtype, begin, end, shape))
         begin = end
-    return tuple(sections), begin
+    return sections, begin
+
+
+def _fits(given: int, wanted: int) -> bool:
+    return given >= 0 and wanted in (given, -1)
 
 
 def _no_message(what: str) -> ClientError:
