@@ -68,6 +68,7 @@ def test_step_call_survives() -> None:
         ],
         num_steps=4,
         num_candidates=2,
+        return_logprobs=False,
         return_prompt_logprob=True,
     )
     tensors = pack_step(call, [7, 2**64 - 1])

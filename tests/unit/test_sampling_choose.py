@@ -150,3 +150,16 @@ def test_samples_follow_the_filtered_distribution(top_k: int, top_p: float, temp
     wanted = [*expected[likely] * counts.sum(), expected[~likely].sum() * counts.sum()]
     keep = np.array(wanted) > 0
     assert stats.chisquare(np.array(observed)[keep], np.array(wanted)[keep]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_log_probabilities_that_nobody_asked_for_cost_no_finiteness_check(temperature: float) -> None:
+    logits = np.random.default_rng(5).normal(size=(3, 32)).astype(np.float32)
+    segments = [Segment(SamplingParams(temperature=temperature, seed=3), np.arange(3))]
+    asked = Chooser(32).choose(logits, segments, 2)
+    unasked = Chooser(32).choose(logits, segments, 2, with_logprobs=False)
+    assert unasked.sampled.tolist() == asked.sampled.tolist()
+    assert unasked.candidate_probs.tolist() == asked.candidate_probs.tolist()
+    assert unasked.logprobs.tolist() == [0.0, 0.0, 0.0]
+    logits[1] = np.nan
+    assert np.isnan(Chooser(32).choose(logits, segments, with_logprobs=False).logprobs).tolist() == [False, True, False]

@@ -53,6 +53,7 @@ class StepCall:
     num_steps: int = 1  # > 1: after the last node the engine feeds its own samples back, num_steps - 1 times; 0: do not sample
     num_candidates: int = 0  # best tokens per output node to return with probabilities (drafters)
     # Sum of log p(tokens[i+1] | ...) over the row's committed tokens; all are computed anew, so that a repeated call scores the same.
+    return_logprobs: bool = True  # False saves a softmax per output node: `logprobs` is 0 then
     return_prompt_logprob: bool = False
 
 
@@ -68,7 +69,7 @@ class RowResult:
     status: RowStatus
     cached_len: int  # committed tokens of this request that the engine holds after the call
     sampled: NDArray[np.int32]  # [num_outputs]
-    logprobs: NDArray[np.float32]  # [num_outputs], log-softmax of the raw logits at `sampled` (natural log)
+    logprobs: NDArray[np.float32]  # [num_outputs], log-softmax of the raw logits at `sampled` (natural log); see `return_logprobs`
     # [num_outputs, num_candidates], best first by noisy score; column 0 equals `sampled`. Where top-k and top-p leave fewer, the tokens
     # that they took away follow, best logit first: the ids of one node are always distinct and inside the vocabulary.
     candidate_ids: NDArray[np.int32]

@@ -138,7 +138,7 @@ class Runner:
             if params.bad_words or (params.end_id != NO_TOKEN and task.base < params.min_end_position):
                 bans += self._bans_of(task, first, place.tolist(), is_extension)
             first += len(place)
-        return self._chooser.choose(logits, segments, call.num_candidates, bans)
+        return self._chooser.choose(logits, segments, call.num_candidates, bans, call.return_logprobs)
 
     def _bans_of(self, task: Task, first: int, positions: Sequence[int], is_extension: bool) -> list[Ban]:
         """What each of the row's output nodes (logits rows from ``first`` on) must not choose, given its own path."""

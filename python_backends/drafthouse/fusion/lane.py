@@ -68,6 +68,7 @@ class DrafterLane:
             call = StepCall(
                 rows=[seat.row.chunk(seat.position, num) for seat, num in chunks],
                 num_steps=0,
+                return_logprobs=False,
                 return_prompt_logprob=any(seat.row.num_draft_tokens == 0 for seat, _ in chunks),
             )
             session_ns += await self._call([seat for seat, _ in chunks], call, self._took_in)
@@ -92,7 +93,7 @@ class DrafterLane:
         keep_candidates = self._num_candidates > 1
         for seat in seats:
             seat.fresh = []
-        call = StepCall([seat.row.step_row(seat.position) for seat in seats], num_steps, self._num_candidates)
+        call = StepCall([seat.row.step_row(seat.position) for seat in seats], num_steps, self._num_candidates, return_logprobs=False)
         return await self._call(seats, call, lambda seat, answer: seat.accept(answer, num_steps, keep_candidates))
 
     def _chunk_len(self, seat: Seat) -> int:

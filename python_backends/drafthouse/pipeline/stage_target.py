@@ -58,7 +58,11 @@ class PrefillStage:
         started_ns = time.perf_counter_ns()
         states = [chunk.state for chunk in chunks]
         ends = [chunk.row.prefix_len + chunk.row.num_committed for chunk in chunks]
-        call = StepCall([chunk.row for chunk in chunks], num_steps=int(any(chunk.is_last for chunk in chunks)))
+        call = StepCall(
+            [chunk.row for chunk in chunks],
+            num_steps=int(any(chunk.is_last for chunk in chunks)),
+            return_logprobs=any(state.request.return_log_probs for state in states),
+        )
         for state in states:
             state.first_scheduled_time_ns = state.first_scheduled_time_ns or time.time_ns()
         result = await beside(self._target.step(call), self._drafts.take_in(states, ends))
@@ -109,7 +113,8 @@ class VerifyStage:
         if not states:
             return
         started_ns = time.perf_counter_ns()
-        call = StepCall([_verify_row(state) for state in states])
+        return_logprobs = any(state.request.return_log_probs for state in states)
+        call = StepCall([_verify_row(state) for state in states], return_logprobs=return_logprobs)
         result = await beside(self._target.step(call), self._routes.refresh(states))
         for state, answer in zip(states, result.rows, strict=True):
             if state.is_running:

@@ -43,7 +43,7 @@ class Choices:
     """What was chosen at M nodes, with C candidates each (see ``RowResult``)."""
 
     sampled: NDArray[np.int32]  # [M]
-    logprobs: FloatArray  # [M], of the raw logits; NaN where a node's logits are not finite
+    logprobs: FloatArray  # [M], of the raw logits, or 0 when not asked for; NaN where a node's logits are not finite
     candidate_ids: NDArray[np.int32]  # [M, C]
     candidate_probs: FloatArray  # [M, C]
 
@@ -55,7 +55,9 @@ class Chooser:
         self._noise = NoiseCache(vocab_size)
         self._scratch = Scratch(vocab_size)
 
-    def choose(self, logits: FloatArray, segments: Sequence[Segment], num_candidates: int = 0, bans: Sequence[Ban] = ()) -> Choices:
+    def choose(
+        self, logits: FloatArray, segments: Sequence[Segment], num_candidates: int = 0, bans: Sequence[Ban] = (), with_logprobs: bool = True
+    ) -> Choices:
         """Chooses at every node of ``logits [M, V]``; the segments' nodes come in the order of the rows.
 
         Candidates are ranked by the same noisy score, survivors of the filters first; what the filters took away follows by its logit.
@@ -75,7 +77,9 @@ class Chooser:
                 probs[nodes] = np.exp(np.take_along_axis(plain, best, axis=1) - self._log_sum_exp(plain)[:, None])
         sampled = top[:, 0]
         candidates = top[:, :num_candidates].astype(np.int32)
-        return Choices(sampled.astype(np.int32), self.log_probs_of(logits, sampled), candidates, probs)
+        # Without log-probabilities a finite logit becomes 0, and one that is not becomes NaN.
+        logprobs = self.log_probs_of(logits, sampled) if with_logprobs else logits[np.arange(len(logits)), sampled] * np.float32(0.0)
+        return Choices(sampled.astype(np.int32), logprobs, candidates, probs)
 
     def log_probs_of(self, logits: FloatArray, token_ids: IntArray) -> FloatArray:
         """Natural log-softmax ``[n]`` of ``logits [n, V]`` at one token id per row."""

@@ -78,11 +78,12 @@ class ParamColumn(IntEnum):
 
 
 class StepOption(IntEnum):
-    """Entries of an engine's `options` INT32 [3]."""
+    """Entries of an engine's `options` INT32 [4]."""
 
     NUM_STEPS = 0
     NUM_CANDIDATES = 1
-    RETURN_PROMPT_LOGPROB = 2
+    RETURN_LOGPROBS = 2
+    RETURN_PROMPT_LOGPROB = 3
 
 
 class InfoColumn(IntEnum):
@@ -110,7 +111,7 @@ ENGINE = MessageSchema(
         TensorSpec("rows", "INT64", (-1, 8), optional=True),
         TensorSpec("row_params", "FP32", (-1, 2), optional=True),
         TensorSpec("nodes", "INT32", (-1, 2), optional=True),  # token id, parent within the row
-        TensorSpec("options", "INT32", (3,), optional=True),
+        TensorSpec("options", "INT32", (4,), optional=True),
         BAD_WORDS,
         RELEASE_UIDS,
     ),

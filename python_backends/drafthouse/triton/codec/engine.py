@@ -34,7 +34,7 @@ def pack_step(call: StepCall, release_uids: Sequence[int] = ()) -> Tensors:
     nodes[:, 0] = np.concatenate([row.tokens for row in call.rows])
     nodes[:, 1] = np.concatenate([_parents_of(row) for row in call.rows])
     tensors["nodes"] = nodes
-    tensors["options"] = np.array([call.num_steps, call.num_candidates, call.return_prompt_logprob], np.int32)
+    tensors["options"] = np.array([call.num_steps, call.num_candidates, call.return_logprobs, call.return_prompt_logprob], np.int32)
     return pack_release(tensors, release_uids)
 
 
@@ -56,8 +56,8 @@ def unpack_step(tensors: Mapping[str, Array]) -> StepCall:
         )
         for row, begin, end, sampling in zip(table, offsets, offsets[1:], unpack_sampling(tensors), strict=False)
     ]
-    num_steps, num_candidates, with_logprob = tensors["options"].tolist()
-    return StepCall(rows, num_steps, num_candidates, bool(with_logprob))
+    num_steps, num_candidates, logprobs, prompt_logprob = tensors["options"].tolist()
+    return StepCall(rows, num_steps, num_candidates, bool(logprobs), bool(prompt_logprob))
 
 
 def pack_step_result(result: StepResult) -> Tensors:
