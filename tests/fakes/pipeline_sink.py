@@ -2,7 +2,7 @@
 
 import asyncio
 
-from drafthouse.core.errors import DrafthouseError
+from drafthouse.core.errors import DrafthouseError, ErrorCode
 from drafthouse.pipeline.contract import OutputChunk
 
 
@@ -44,3 +44,11 @@ class FakeSink:
     @property
     def output_ids(self) -> list[int]:
         return [token for chunk in self.chunks for token in chunk.output_ids]
+
+
+def error_of(sink: FakeSink) -> tuple[ErrorCode, str]:
+    """Code and field of the one error that the request was answered with."""
+    assert sink.num_finals == 1
+    assert sink.error is not None
+    assert str(sink.error).startswith(f"{sink.error.code} field={sink.error.field}")
+    return sink.error.code, sink.error.field
