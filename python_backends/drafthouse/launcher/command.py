@@ -6,14 +6,13 @@ import os
 import sys
 from pathlib import Path
 
+from drafthouse.core.environment import LEASE_VARIABLE
 from drafthouse.launcher.config import ServerConfig
 from drafthouse.launcher.control import CONTROL_HEADER, RESTRICTED_APIS
 from drafthouse.launcher.identity import RunId
 from drafthouse.launcher.installation import Installation
 from drafthouse.launcher.ports import Ports
 
-LEASE_VARIABLE = "DRAFTHOUSE_LEASE_SECRET"
-"""Engines, router and fusion refuse calls that do not carry this run's secret; models read it from here."""
 _PYTHON = "--backend-config=python,"
 
 

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from drafthouse.core.environment import LEASE_VARIABLE
 from drafthouse.core.errors import ClientError, ErrorCode, ServerError
 from drafthouse.triton.codec.envelope import Array
 from drafthouse.triton.schema import LEASE_SECRET
 
-ENVIRONMENT_VARIABLE = "DRAFTHOUSE_LEASE_SECRET"
 MIN_SECRET_BYTES = 16
 
 
@@ -25,14 +25,14 @@ class Lease:
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) < MIN_SECRET_BYTES:
-            raise ServerError(ErrorCode.UNAVAILABLE, ENVIRONMENT_VARIABLE, f"{len(secret)} bytes", f"at least {MIN_SECRET_BYTES} bytes")
+            raise ServerError(ErrorCode.UNAVAILABLE, LEASE_VARIABLE, f"{len(secret)} bytes", f"at least {MIN_SECRET_BYTES} bytes")
         self._secret = secret
         self._array = np.frombuffer(secret, np.uint8)
 
     @classmethod
     def from_environment(cls) -> "Lease":
         """Read the secret that the launcher set. Raises ServerError when it is missing or too short."""
-        return cls(os.environ.get(ENVIRONMENT_VARIABLE, "").encode())
+        return cls(os.environ.get(LEASE_VARIABLE, "").encode())
 
     @property
     def section(self) -> NDArray[np.uint8]:

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from drafthouse.core.environment import LEASE_VARIABLE
 from drafthouse.core.errors import ClientError, ErrorCode, ServerError, invalid
 from drafthouse.core.sampling_params import SamplingParams
 from drafthouse.pipeline.contract import FinishReason, GenerationRequest, OutputChunk, PerfMetrics
 from drafthouse.triton.codec.envelope import Envelope, Tensors
 from drafthouse.triton.inner_model import InnerModel
 from drafthouse.triton.keeper import FIRST_PAUSE_S, ModelKeeper, looks_dead
-from drafthouse.triton.lease import ENVIRONMENT_VARIABLE, Lease
+from drafthouse.triton.lease import Lease
 from drafthouse.triton.parameters import Parameters
 from drafthouse.triton.responder import FINAL, Responder, TritonSink
 from drafthouse.triton.schema import COSINE, LEASE_SECRET, MESSAGE, MessageSchema, TensorSpec
@@ -41,7 +42,7 @@ def call(model: InnerModel, x: int, secret: bytes = SECRET.encode()) -> pb_utils
 
 @pytest.fixture
 def doubler(monkeypatch: pytest.MonkeyPatch) -> Doubler:
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, SECRET)
+    monkeypatch.setenv(LEASE_VARIABLE, SECRET)
     return Doubler()
 
 
@@ -73,8 +74,8 @@ def test_what_is_no_message_is_refused(doubler: Doubler) -> None:
 
 
 def test_no_secret_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
-    with pytest.raises(ServerError, match=ENVIRONMENT_VARIABLE):
+    monkeypatch.delenv(LEASE_VARIABLE, raising=False)
+    with pytest.raises(ServerError, match=LEASE_VARIABLE):
         Lease.from_environment()
 
 
