@@ -7,6 +7,9 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +30,18 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def dead_run() -> RunId:
     """A run whose launcher had our pid but started at another time, as after the pid was used again."""
     return replace(RunId.new(), ticks=1)
+
+
+@contextmanager
+def pretender(run: RunId) -> Iterator[int]:
+    """A process of ours that looks like the server of this run."""
+    command = ["tritonserver", "-c", "import time; time.sleep(60)", run.prefix]
+    with subprocess.Popen(command, executable=sys.executable) as child:
+        # Between fork and exec it still has our own command line.
+        while run.prefix.encode() not in Path(f"/proc/{child.pid}/cmdline").read_bytes():
+            time.sleep(0.01)
+        yield child.pid
+        child.kill()
 
 
 def test_a_run_is_read_back_from_a_name_that_begins_with_its_prefix() -> None:
@@ -70,6 +85,38 @@ def test_regions_of_dead_launchers_are_found(tmp_path: Path) -> None:
     for name in (dead.prefix + "a", dead.prefix + "b", RunId.new().prefix + "a", "psm_1234"):
         (tmp_path / name).touch()
     assert shared_memory.stale_runs(tmp_path) == {dead}
+
+
+def test_another_users_regions_and_processes_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may write our names on their files and command lines; meddling with those would fail, and stop every start."""
+    somebody = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: somebody + 1)  # now the files and processes of this test are another user's
+    dead = dead_run()
+    assert dead.is_stale()
+    (tmp_path / (dead.prefix + "a")).touch()
+    assert shared_memory.stale_runs(tmp_path) == set()
+    assert shared_memory.regions(dead, tmp_path) == []
+    assert shared_memory.sweep(dead, tmp_path) == 0
+    assert (tmp_path / (dead.prefix + "a")).exists()
+    with pretender(dead) as pid:
+        assert processes.run_members(dead) == []
+        assert processes.kill_run(dead)
+        assert start_ticks(pid) is not None
+    monkeypatch.undo()
+    own = dead_run()
+    with pretender(own) as pid:
+        assert processes.run_members(own) == [pid]
+        assert processes.kill_run(own)
+
+
+def test_a_file_that_may_not_be_removed_stops_no_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(path)
+
+    (tmp_path / (dead_run().prefix + "a")).touch()
+    monkeypatch.setattr(Path, "unlink", refuse)
+    (run,) = shared_memory.stale_runs(tmp_path)
+    assert shared_memory.sweep(run, tmp_path) == 1
 
 
 def test_too_little_shared_memory_is_refused_before_a_model_dies_of_it(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from drafthouse.launcher.identity import RunId, stat_fields
@@ -35,24 +36,26 @@ def kill_group(group: int, timeout_s: float = 5.0) -> bool:
 
 def model_process(group: int, model: str) -> int | None:
     """The newest process of this group that runs a model of the repository; None when there is none."""
-    marker = f"/{model}/".encode()
+    marker = f"/{model}/1/".encode()  # the whole folder: "target" may also name a folder above the repository
     stubs = [pid for pid in group_members(group) if _executable(pid) == _EXECUTABLES[1] and marker in _command_line(pid)]
     return max(stubs, default=None)
 
 
 def run_members(run: RunId) -> list[int]:
-    """Pids of the server and the stubs of a run, wherever they were reparented to: their command lines carry its prefix."""
+    """Pids of the server and the stubs of a run, wherever they were reparented to: their command lines carry its prefix.
+
+    Only processes of the run's user: anybody may write the prefix on a command line.
+    """
     marker = run.prefix.encode()
-    return [pid for pid in _all_pids() if _executable(pid) in _EXECUTABLES and marker in _command_line(pid)]
+    return [pid for pid in _all_pids() if _owner(pid) == run.uid and _executable(pid) in _EXECUTABLES and marker in _command_line(pid)]
 
 
 def kill_run(run: RunId, timeout_s: float = 5.0) -> bool:
     """SIGKILLs what a dead launcher left running. Returns whether everything is gone."""
     for pid in run_members(run):
-        try:
+        # It may have ended by itself, or have become another user's, since it was listed.
+        with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
     return _wait_until_gone(lambda: run_members(run), timeout_s)
 
 
@@ -67,6 +70,13 @@ def _wait_until_gone(members: Callable[[], list[int]], timeout_s: float) -> bool
 
 def _all_pids() -> Iterator[int]:
     return (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
+
+
+def _owner(pid: int) -> int | None:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
 
 
 def _executable(pid: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from drafthouse.launcher.errors import LaunchError
@@ -12,22 +13,31 @@ SHM_DIR = Path("/dev/shm")
 
 
 def regions(run: RunId, folder: Path = SHM_DIR) -> list[Path]:
-    """The regions that belong to a run, by its prefix."""
-    return sorted(path for path in folder.iterdir() if path.name.startswith(run.prefix))
+    """The regions that belong to a run: by its prefix, and by their owner, because anybody may use any name here."""
+    return sorted(path for path in folder.iterdir() if path.name.startswith(run.prefix) and _is_owned_by(path, run.uid))
 
 
 def sweep(run: RunId, folder: Path = SHM_DIR) -> int:
     """Removes the regions of a run that has ended; returns how many. Safe while others run: the prefix is the run's own."""
     left = regions(run, folder)
     for path in left:
-        path.unlink(missing_ok=True)
+        # Another user's file may have taken the name since it was looked at.
+        with suppress(PermissionError):
+            path.unlink(missing_ok=True)
     return len(left)
 
 
 def stale_runs(folder: Path = SHM_DIR) -> set[RunId]:
     """Runs of this user that left regions behind and whose launcher is gone."""
-    runs = (RunId.parse(path.name) for path in folder.iterdir())
-    return {run for run in runs if run is not None and run.is_stale()}
+    runs = ((path, RunId.parse(path.name)) for path in folder.iterdir())
+    return {run for path, run in runs if run is not None and run.is_stale() and _is_owned_by(path, run.uid)}
+
+
+def _is_owned_by(path: Path, uid: int) -> bool:
+    try:
+        return path.lstat().st_uid == uid
+    except FileNotFoundError:
+        return False
 
 
 def require_space(instances: int, bytes_per_instance: int, folder: Path = SHM_DIR) -> None:
