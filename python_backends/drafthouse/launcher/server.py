@@ -207,6 +207,8 @@ class TritonServer:
                 stderr=descriptor,
                 env=environment,
                 start_new_session=True,
+                # Triton makes its shared-memory regions readable by all; prompts and the lease secret pass through them.
+                umask=0o077,
             )
         except BaseException:
             self.kill()
