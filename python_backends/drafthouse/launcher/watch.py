@@ -1,7 +1,9 @@
 """Brings the front door back: nobody inside the server can reload the model that every request goes through.
 
 `cosine` reloads its engines when their processes die, but Triton restarts no process, so a dead `cosine` would answer "not
-healthy" for ever. Its open requests are lost with it (their clients get an error); new ones are served again.
+healthy" for ever. Its open requests are lost with it, and Triton never ends their streams: their clients hang until their own deadline
+or until they disconnect. New requests are served again, and at once: the engines hold slots for requests that nobody will go on
+with, so they are loaded anew before `cosine` is.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from drafthouse.launcher.errors import LaunchError
 from drafthouse.launcher.server import TritonServer
 
 FRONT_DOOR = "cosine"
+_TARGET, _DRAFTER_PREFIX = "target", "drafter_"
 CHECK_S = 1.0
 
 
@@ -24,7 +27,9 @@ class FrontDoorWatch:
         self._server = server
         self._announce = announce
         self._model = model
-        self._is_served = model in server.config.model_names()
+        names = server.config.model_names()
+        self._is_served = model in names
+        self._engines = [name for name in names if name == _TARGET or name.startswith(_DRAFTER_PREFIX)]
         self._next_check_s = 0.0
         self._was_missing = False
 
@@ -39,9 +44,10 @@ class FrontDoorWatch:
         self._was_missing = missing
 
     def _reload(self) -> None:
-        self._announce(f"The process of {self._model} is gone: reloading it.")
+        self._announce(f"The process of {self._model} is gone: reloading it and its engines.")
         try:
-            self._server.load_model(self._model)
+            for name in (*self._engines, self._model):
+                self._server.load_model(name)
             self._announce(f"{self._model} is back.")
         except LaunchError as error:
             self._announce(f"{self._model} could not be reloaded, trying again: {error}")
