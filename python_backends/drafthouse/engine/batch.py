@@ -107,19 +107,24 @@ def plan_runs(tasks: Sequence[Task], costs: CallCosts, slots: SlotTable) -> list
 
 def _neighbours(tasks: Sequence[Task], costs: CallCosts, slots: SlotTable, busy: Set[int]) -> list[Run]:
     """Runs of tasks (sorted by slot), with short gaps bridged where that costs less than another network call."""
-    num_tokens = costs.padded(max(task.num_new for task in tasks))
+    longest = costs.padded(max(task.num_new for task in tasks))
     runs: list[Run] = []
     part, idle = [tasks[0]], dict[int, int]()
     for task in tasks[1:]:
         gap = range(part[-1].entry.slot + 1, task.entry.slot)
         spare = {slot: slots.spare_row(slot) for slot in gap} if len(gap) <= costs.max_gap and busy.isdisjoint(gap) else None
-        if spare is not None and all(row + num_tokens <= slots.context_len for row in spare.values()):
+        if spare is not None and all(row + longest <= slots.context_len for row in spare.values()):
             part.append(task)
             idle |= spare
         else:
-            runs.append(Run(part, costs.padded(max(task.num_new for task in part)), idle))
+            runs.append(_run(part, idle, costs, longest))
             part, idle = [task], {}
-    return [*runs, Run(part, costs.padded(max(task.num_new for task in part)), idle)]
+    return [*runs, _run(part, idle, costs, longest)]
+
+
+def _run(tasks: Sequence[Task], idle: Mapping[int, int], costs: CallCosts, longest: int) -> Run:
+    """A run no longer than ``longest``, for which its idle slots were found to have room: fewer tokens may be padded to more."""
+    return Run(tasks, min(costs.padded(max(task.num_new for task in tasks)), longest), idle)
 
 
 class InputWriter:
