@@ -128,6 +128,11 @@ def test_priority_reaches_a_policy_that_uses_it() -> None:
     assert parse(context(uses_priority=True), text_input="x", request_priority=7).priority == 7
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 100.0])
+def test_the_limits_of_the_temperature_are_themselves_allowed(temperature: float) -> None:
+    assert parse(text_input="x", temperature=temperature).sampling.temperature == float(np.float32(temperature))
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 def test_scalars_come_in_three_shapes(shape: tuple[int, ...]) -> None:
     tensors = {"text_input": np.array([b"x"], object).reshape(shape), "max_tokens": np.full(shape, 3, np.int32)}
@@ -156,7 +161,8 @@ BAD: list[tuple[dict[str, object], str]] = [
     ({"temperature": float("nan")}, "field=temperature value=nan allowed=0 (greedy)"),
     ({"temperature": float("inf")}, "field=temperature value=inf"),
     ({"temperature": -0.5}, "field=temperature value=-0.5"),
-    ({"temperature": 1e-30}, "field=temperature"),
+    ({"temperature": 9.9e-7}, "field=temperature value=9.89"),
+    ({"temperature": 100.1}, "allowed=0 (greedy) or 1e-06 to 100"),
     ({"top_p": 0.0}, "field=top_p value=0.0 allowed=above 0, at most 1"),
     ({"top_p": 1.5}, "field=top_p value=1.5"),
     ({"top_p": float("nan")}, "field=top_p value=nan"),

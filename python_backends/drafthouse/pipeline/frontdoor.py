@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from drafthouse.core.errors import invalid, unsupported
@@ -33,7 +34,8 @@ from drafthouse.pipeline.tokenizer import Tokenizer
 
 MAX_WORDS = 32  # stop words, and bad words, per request: every one is looked for after every token
 MAX_WORD_BYTES = 128
-MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 100.0  # below, logit / temperature overflows float32
+# Below, logit / temperature overflows float32. The input is float32, in which 1e-6 is a little less than that.
+MIN_TEMPERATURE, MAX_TEMPERATURE = float(np.float32(1e-6)), 100.0
 MAX_PRIORITY = 1_000_000
 UINT64_MAX = 2**64 - 1
 
