@@ -6,7 +6,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from drafthouse.core.errors import ErrorCode, ServerError
@@ -41,7 +41,6 @@ class Services:
     fusion: Fusion | None = None
     router: Router | None = None
     drafter_names: tuple[str, ...] = ()  # in the repository's order: the index is a drafter's number everywhere
-    on_target_lost: Callable[[], Awaitable[None]] | None = None  # asked to bring the target back; may take seconds
     on_round: Callable[[RoundStats], None] | None = None  # hears about every round, failed ones included
 
 
@@ -67,7 +66,6 @@ class Pipeline:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
         self._stopping = threading.Event()
-        self._recovery: asyncio.Task[None] | None = None
         self._num_rounds = 0
         self._sums = RoundStats()
 
@@ -94,9 +92,7 @@ class Pipeline:
                     logger.exception("error %s: a round of %d requests failed", error_id, len(active))
                     await self._give_up(active or self._book.open_requests(), error_id)
         finally:
-            for task in (sweeper, self._recovery):
-                if task is not None:
-                    task.cancel()
+            sweeper.cancel()
             self._book.close()
         await self._flush_releases()
 
@@ -186,12 +182,10 @@ class Pipeline:
             logger.debug("still idle; trying again to deliver releases")
 
     async def _wait_for_target(self, error: EngineError) -> None:
-        """The target did not answer: ask for it to be brought back and wait, or answer its requests UNAVAILABLE."""
+        """The target did not answer: give its client time to bring it back, or answer its requests UNAVAILABLE."""
         num_failures = max(self._target.num_failures, self._target.num_failed_batches)
         attempts = self._config.target_retry_attempts
         logger.warning("the target does not answer (%d in a row): %s", num_failures, error)
-        if num_failures % (attempts + 1) == 1 or attempts == 0:
-            self._ask_for_recovery()
         if num_failures > attempts:
             for state in self._book.open_requests():
                 self._book.fail(state, ServerError(ErrorCode.UNAVAILABLE, "target", "does not answer", "try again later"))
@@ -199,11 +193,6 @@ class Pipeline:
             return
         factor = min(2 ** min(num_failures - 1, 10), MAX_BACKOFF_FACTOR)
         await asyncio.sleep(self._config.target_retry_delay_ms * factor / 1e3)
-
-    def _ask_for_recovery(self) -> None:
-        hook = self._services.on_target_lost
-        if hook is not None and (self._recovery is None or self._recovery.done()):
-            self._recovery = asyncio.ensure_future(_recover(hook))
 
     async def _give_up(self, states: Sequence[RequestState], error_id: str) -> None:
         """A bug: the requests it hit are answered INTERNAL, the loop goes on."""
@@ -222,10 +211,3 @@ class Pipeline:
             self._services.on_round(stats)
         except Exception:
             logger.exception("the observer of rounds failed")
-
-
-async def _recover(hook: Callable[[], Awaitable[None]]) -> None:
-    try:
-        await hook()
-    except Exception:
-        logger.exception("bringing the target back failed; it will be asked again")

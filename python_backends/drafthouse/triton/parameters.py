@@ -1,13 +1,10 @@
 """Parameters of a model's config.pbtxt, read once at load; an unknown or malformed one refuses the load."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
 from drafthouse.core.errors import invalid
-
-T = TypeVar("T")
 
 
 class Parameters:
@@ -32,21 +29,14 @@ class Parameters:
 
     def integer(self, name: str, default: int, low: int, high: int) -> int:
         """An integer in [low, high]."""
-        return self._number(name, default, low, high, int)
-
-    def number(self, name: str, default: float, low: float, high: float) -> float:
-        """A float in [low, high]."""
-        return self._number(name, default, low, high, float)
-
-    def _number(self, name: str, default: T, low: T, high: T, parse: Callable[[str], T]) -> T:
         raw = self._values.pop(name, None)
         if raw is None:
             return default
         try:
-            value = parse(raw)
+            value = int(raw)
         except ValueError:
             raise invalid(name, raw, f"{low}..{high}") from None
-        if not low <= value <= high:  # type: ignore[operator]
+        if not low <= value <= high:
             raise invalid(name, raw, f"{low}..{high}")
         return value
 

@@ -85,11 +85,10 @@ def parameters(**values: str) -> Parameters:
 
 
 def test_parameters_are_read_and_checked() -> None:
-    read = parameters(slots="4", drafters=" code, math,,", rate="0.5", name="x")
+    read = parameters(slots="4", drafters=" code, math,,", name="x")
     assert read.integer("slots", 8, 1, 16) == 4
     assert read.integer("threads", 2, 1, 16) == 2
     assert read.names("drafters") == ("code", "math")
-    assert read.number("rate", 1.0, 0.0, 1.0) == 0.5
     assert read.rest() == {"name": "x"}
     read.finish("nothing else")
 
