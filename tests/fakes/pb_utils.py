@@ -5,7 +5,7 @@ tests/e2e/test_fakes.py compares the names below with those of the real module i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 
@@ -79,8 +79,10 @@ class InferenceRequest:
         self,
         inputs: Sequence[Tensor] = (),
         requested_output_names: Sequence[str] = (),
+        model_name: str = "",
     ) -> None:
         self._inputs, self._outputs = list(inputs), list(requested_output_names)
+        self._called = model_name
         self._sender = InferenceResponseSender()
 
     def inputs(self) -> list[Tensor]:
@@ -89,8 +91,20 @@ class InferenceRequest:
     def requested_output_names(self) -> list[str]:
         return self._outputs
 
+    async def async_exec(self) -> InferenceResponse:
+        """Calls another model: the test's `answer_bls`."""
+        return await answer_bls(self)
+
     def get_response_sender(self) -> InferenceResponseSender:
         return self._sender
+
+
+async def _nobody_answers(request: InferenceRequest) -> InferenceResponse:
+    raise TritonModelException("no test has said what other models answer")
+
+
+# Set by a test: what the called model answers.
+answer_bls: Callable[[InferenceRequest], Awaitable[InferenceResponse]] = _nobody_answers
 
 
 class Logger:

@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from drafthouse.core.errors import DrafthouseError, ErrorCode, ServerError
@@ -23,16 +22,14 @@ from drafthouse.pipeline.frontdoor import FrontDoorContext, parse_request
 from drafthouse.pipeline.loop import Pipeline, Services
 from drafthouse.pipeline.stats import RoundStats
 from drafthouse.pipeline.tokenizer import FileTokenizer
-from drafthouse.triton.bls import BlsEngineClient, BlsFusion, BlsModel, BlsRouter
-from drafthouse.triton.fusion_model import drafter_model_name
-from drafthouse.triton.lease import Lease
+from drafthouse.triton.loops import new_loop
 from drafthouse.triton.parameters import Parameters, version_folder
 from drafthouse.triton.responder import Responder, TritonSink
-from drafthouse.triton.statistics import Statistics
+from drafthouse.triton.statistics import STATS_INPUT, Statistics, StatisticsDesk, check_stats_request
 from drafthouse.triton.tensors import read_inputs
+from drafthouse.triton.wiring import reach_inner_models
 
 JOIN_TIMEOUT_S = 10.0
-STATS_INPUT = "stats_request"
 
 
 class CosineModel:
@@ -43,28 +40,28 @@ class CosineModel:
         logging.basicConfig(level=logging.INFO, format="[drafthouse] %(levelname)s %(name)s: %(message)s")
         parameters = Parameters.from_triton(args)
         drafters = parameters.names("drafters")
-        timeout_us = 1000 * parameters.integer("call_timeout_ms", 60_000, 1, 3_600_000)
+        target_timeout_s = parameters.integer("target_timeout_ms", 60_000, 1, 3_600_000) / 1e3
+        draft_timeout_s = parameters.integer("draft_timeout_ms", 10_000, 1, 3_600_000) / 1e3
         config = PipelineConfig.parse(parameters.rest())
         manifest = read_manifest(Path(args["model_repository"]).parent / "target" / args["model_version"])
         limits = _limits(manifest, config.slots)
         tokenizer = FileTokenizer(version_folder(args) / TOKENIZER_NAME, manifest.eos_token_ids)
-        lease = Lease.from_environment()
-        target = BlsEngineClient("target", BlsModel("target", lease, timeout_us))
-        engines = {name: _engine(name, lease, timeout_us) for name in drafters}
-        self._statistics = Statistics(manifest.precision, {"target": target, **engines})
+        models = reach_inner_models(drafters, target_timeout_s, draft_timeout_s)
+        self._statistics = Statistics(manifest.precision, models.engines)
         services = Services(
-            target=target,
+            target=models.target,
             limits=limits,
             token_bytes=tokenizer.token_bytes,
-            fusion=BlsFusion(BlsModel("fusion", lease, timeout_us)),
-            router=BlsRouter(BlsModel("router", lease, timeout_us)),
+            fusion=models.fusion,
+            router=models.router,
             drafter_names=drafters,
             on_round=self._on_round,
         )
         self._context = FrontDoorContext(tokenizer, limits, config.usable_drafters(drafters), config)
         self._responder = Responder()
         self._pipeline = Pipeline(config, services)
-        self._loop = asyncio.new_event_loop()
+        self._desk = StatisticsDesk(self._statistics, self._pipeline.snapshot)
+        self._loop = new_loop()
         self._thread = threading.Thread(target=self._serve, name="drafthouse-pipeline", daemon=True)
         self._thread.start()
 
@@ -72,6 +69,7 @@ class CosineModel:
         """Triton's entry point: only enqueues. Answers come from the pipeline through the responder's thread."""
         for request in requests:
             sink = TritonSink(request, self._responder)
+            self._responder.watch(sink)
             try:
                 self._take(request, sink)
             except DrafthouseError as error:
@@ -90,11 +88,11 @@ class CosineModel:
     def _take(self, request: pb_utils.InferenceRequest, sink: TritonSink) -> None:
         tensors = read_inputs(request)
         if STATS_INPUT in tensors:
-            asyncio.run_coroutine_threadsafe(self._answer_statistics(sink), self._loop)
+            check_stats_request(tensors)
+            asyncio.run_coroutine_threadsafe(self._desk.answer(sink), self._loop)
             return
         parameters = json.loads(request.parameters() or "{}")
         sink.generation = parse_request(tensors, parameters, self._context)
-        self._responder.watch(sink)
         self._pipeline.submit(sink.generation, sink)
 
     def _serve(self) -> None:
@@ -104,14 +102,6 @@ class CosineModel:
     def _on_round(self, stats: RoundStats) -> None:
         self._statistics.add(stats)
         self._responder.poll_cancelled()
-
-    async def _answer_statistics(self, sink: TritonSink) -> None:
-        report = await self._statistics.report(self._pipeline.snapshot())
-        sink.finish_tensors({"stats": np.array([json.dumps(report).encode()], np.object_)})
-
-
-def _engine(drafter: str, lease: Lease, timeout_us: int) -> BlsEngineClient:
-    return BlsEngineClient(drafter, BlsModel(drafter_model_name(drafter), lease, timeout_us))
 
 
 def _limits(manifest: EngineManifest, slots: int) -> EngineLimits:

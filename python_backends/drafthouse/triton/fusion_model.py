@@ -1,6 +1,5 @@
 """The `fusion` model: one draft round for a batch, over drafters reached by BLS."""
 
-import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,16 +9,14 @@ from drafthouse.triton.bls import BlsEngineClient, BlsModel
 from drafthouse.triton.codec.envelope import Tensors
 from drafthouse.triton.codec.fusion import pack_draft_result, unpack_draft
 from drafthouse.triton.inner_model import InnerModel
+from drafthouse.triton.keeper import ModelKeeper
+from drafthouse.triton.loops import new_loop
 from drafthouse.triton.parameters import Parameters
 from drafthouse.triton.schema import FUSION
+from drafthouse.triton.wiring import drafter_model_name
 
 KNOWN = "drafters, call_timeout_ms, max_branches"
 MAX_BRANCHES = 32
-
-
-def drafter_model_name(drafter: str) -> str:
-    """The Triton model that serves this drafter."""
-    return f"drafter_{drafter}"
 
 
 class FusionModel(InnerModel):
@@ -35,11 +32,15 @@ class FusionModel(InnerModel):
         options = FusionOptions(timeout_ms / 1e3, parameters.integer("max_branches", 0, 0, MAX_BRANCHES))
         parameters.finish(KNOWN)
         repository = Path(args["model_repository"]).parent
-        limits = [read_manifest(repository / drafter_model_name(name) / args["model_version"]).max_step_tokens for name in drafters]
-        clients = [BlsEngineClient(name, BlsModel(drafter_model_name(name), self._lease, timeout_ms * 1000)) for name in drafters]
+        models = [drafter_model_name(name) for name in drafters]
+        limits = [read_manifest(repository / model / args["model_version"]).max_step_tokens for model in models]
+        clients = [
+            BlsEngineClient(name, BlsModel(model, self._lease, timeout_ms / 1e3, ModelKeeper(model)))
+            for name, model in zip(drafters, models, strict=True)
+        ]
         self._num_drafters = len(drafters)
         self._fusion = CollaborativeFusion(clients, limits, options)
-        self._loop = asyncio.new_event_loop()
+        self._loop = new_loop()
 
     def answer(self, sections: Tensors) -> Tensors:
         """One draft round."""

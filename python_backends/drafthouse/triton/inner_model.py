@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -39,7 +40,8 @@ class InnerModel:
             return to_response({MESSAGE.name: self._answers.seal(self.answer(sections))})
         except DrafthouseError as error:
             return to_error(error)
-        except Exception as error:  # noqa: BLE001 - the border to Triton: a traceback must not reach a caller
+        except Exception:
+            # The border to Triton: the traceback goes to the log and never to a caller.
             incident = uuid.uuid4().hex[:12]
-            pb_utils.Logger.log_error(f"[drafthouse] incident {incident}: {type(error).__name__}: {error}")
+            logging.getLogger(__name__).exception("incident %s", incident)
             return to_error(ServerError(ErrorCode.INTERNAL, "model", f"incident {incident}"))

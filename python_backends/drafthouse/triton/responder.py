@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from drafthouse.core.errors import DrafthouseError
+from drafthouse.core.errors import DrafthouseError, ErrorCode, ServerError
 from drafthouse.pipeline.contract import GenerationRequest, OutputChunk
 from drafthouse.triton.codec.envelope import Tensors
 from drafthouse.triton.tensors import to_error, to_response
 
+POLL_AT_LEAST_S = 0.2
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -28,6 +30,7 @@ class Responder:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._watched: dict[int, TritonSink] = {}  # open streams by id(); only touched on the responder's thread
         self._poll_pending = False
+        self._last_poll_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="drafthouse-responder", daemon=True)
         self._thread.start()
 
@@ -46,18 +49,33 @@ class Responder:
             self.post(self._poll)
 
     def close(self) -> None:
-        """Run what is queued, then end the thread."""
+        """Run what is queued, answer whoever has no last answer yet with UNAVAILABLE, then end the thread."""
+        self.post(self._turn_away)
         self._jobs.put(None)
         self._thread.join()
 
+    def _turn_away(self) -> None:
+        for sink in self._watched.values():
+            sink.fail_now(ServerError(ErrorCode.UNAVAILABLE, "server", "shutting down", "try again later"))
+
     def _poll(self) -> None:
         self._poll_pending = False
+        self._last_poll_s = time.monotonic()
         self._watched = {key: sink for key, sink in self._watched.items() if not sink.closed}
         for sink in self._watched.values():
             sink.poll()
 
+    def _next_job(self) -> Callable[[], None] | None:
+        """What to do next: a poll when none was asked for in a while, as during a call that hangs. None = close."""
+        while True:
+            try:
+                return self._jobs.get(timeout=POLL_AT_LEAST_S)
+            except queue.Empty:
+                if self._watched and time.monotonic() - self._last_poll_s >= POLL_AT_LEAST_S:
+                    return self._poll
+
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (job := self._next_job()) is not None:
             try:
                 job()
             except Exception as error:  # noqa: BLE001 - a client that went away must not end the thread
@@ -101,10 +119,15 @@ class TritonSink:
 
     def fail(self, error: DrafthouseError) -> None:
         """Queue an error with FINAL. A second call is ignored: the client has had its one final answer."""
-        if self._closed:
-            return
-        self._closed = True
-        self._responder.post(lambda: self._sender.send(to_error(error), flags=FINAL))
+        if not self._closed:
+            self._closed = True
+            self._responder.post(lambda: self._sender.send(to_error(error), flags=FINAL))
+
+    def fail_now(self, error: DrafthouseError) -> None:
+        """The same at once. Blocks: responder thread only."""
+        if not self._closed:
+            self._closed = True
+            self._sender.send(to_error(error), flags=FINAL)
 
     def poll(self) -> None:
         """Ask Triton whether the client has gone. Blocks for an IPC round trip: responder thread only."""

@@ -54,6 +54,8 @@ class MessageSchema:
 LEASE_SECRET = TensorSpec("lease_secret", "UINT8", (-1,))
 # JSON, UTF-8: one list of words per row. Sent only when a row has any.
 BAD_WORDS = TensorSpec("bad_words", "UINT8", (-1,), optional=True)
+# (row, token id): the second and further end tokens of rows that have several. Sent only when a row has.
+MORE_END_IDS = TensorSpec("more_end_ids", "INT32", (-1, 2), optional=True)
 RELEASE_UIDS = TensorSpec("release_uids", "UINT64", (-1,), optional=True)
 
 
@@ -66,7 +68,7 @@ class RowColumn(IntEnum):
     COUNT = 3  # engine: num_committed; fusion: num_draft_tokens
     SEED = 4  # uint64 bits
     TOP_K = 5
-    END_ID = 6
+    END_ID = 6  # the first end token, -1 = none
     MIN_END_POSITION = 7
 
 
@@ -113,6 +115,7 @@ ENGINE = MessageSchema(
         TensorSpec("nodes", "INT32", (-1, 2), optional=True),  # token id, parent within the row
         TensorSpec("options", "INT32", (4,), optional=True),
         BAD_WORDS,
+        MORE_END_IDS,
         RELEASE_UIDS,
     ),
     answer=(
@@ -133,6 +136,7 @@ FUSION = MessageSchema(
         TensorSpec("tokens", "INT32", (-1,), optional=True),
         TensorSpec("weights", "FP32", (-1, -1), optional=True),  # [B, D]
         BAD_WORDS,
+        MORE_END_IDS,
         RELEASE_UIDS,
     ),
     answer=(

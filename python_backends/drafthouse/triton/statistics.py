@@ -1,10 +1,20 @@
 """Counters since the model was loaded, as the JSON that `stats_request` answers. docs/metrics.md defines each."""
 
+import asyncio
+import json
+import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import numpy as np
+
+from drafthouse.core.errors import ErrorCode, ServerError, invalid
 from drafthouse.engine.contract import EngineClient, EngineError, StepCall
 from drafthouse.pipeline.stats import PipelineSnapshot, RoundStats
+from drafthouse.triton.codec.envelope import Array
+from drafthouse.triton.responder import TritonSink
+
+STATS_INPUT = "stats_request"
 
 
 class Statistics:
@@ -38,7 +48,7 @@ class Statistics:
         counters["round_wall_ns"] += stats.wall_ns - stats.prefill_wall_ns
 
     async def report(self, snapshot: PipelineSnapshot) -> dict[str, object]:
-        """Everything at this moment; engines that do not answer are left out of `engines`."""
+        """Everything at this moment; an engine that does not answer says why under its name."""
         return {
             "mode": snapshot.mode,
             "policy": snapshot.policy,
@@ -49,7 +59,7 @@ class Statistics:
             "failed": dict(snapshot.num_failed),
             "counters": {name: self._counters[name] for name in COUNTERS},
             "rounds_by_batch_size": {str(size): count for size, count in sorted(self._rounds_by_batch.items())},
-            "engines": {name: await _slots(engine) for name, engine in self._engines.items()},
+            "engines": dict(zip(self._engines, await asyncio.gather(*map(_slots, self._engines.values())), strict=True)),
         }
 
 
@@ -69,6 +79,36 @@ COUNTERS = (
     "prefill_wall_ns",
     "prefill_session_ns",
 )
+
+
+class StatisticsDesk:
+    """Answers `stats_request`. Reports that are asked for at the same time are one report, and an engine that hangs delays it by no
+    more than its client's timeout."""
+
+    def __init__(self, statistics: Statistics, snapshot: Callable[[], PipelineSnapshot]) -> None:
+        self._statistics = statistics
+        self._snapshot = snapshot
+        self._under_way: asyncio.Task[dict[str, object]] | None = None
+
+    async def answer(self, sink: TritonSink) -> None:
+        """Send one report to this client, or an error; on the pipeline's loop. Never raises."""
+        try:
+            if self._under_way is None or self._under_way.done():
+                self._under_way = asyncio.ensure_future(self._statistics.report(self._snapshot()))
+            report = json.dumps(await asyncio.shield(self._under_way)).encode()
+            sink.finish_tensors({"stats": np.array([report], np.object_)})
+        except Exception:
+            logging.getLogger(__name__).exception("statistics could not be reported")
+            sink.fail(ServerError(ErrorCode.INTERNAL, STATS_INPUT, "no report", "try again; the server log tells why"))
+
+
+def check_stats_request(tensors: Mapping[str, Array]) -> None:
+    """Raise ClientError unless the request asks for statistics and nothing else."""
+    others = ", ".join(sorted(set(tensors) - {STATS_INPUT}))
+    if others:
+        raise invalid(STATS_INPUT, f"beside {others}", "no other input beside it")
+    if tensors[STATS_INPUT].reshape(-1).tolist() != [True]:
+        raise invalid(STATS_INPUT, tensors[STATS_INPUT].tolist(), "true")
 
 
 async def _slots(engine: EngineClient) -> dict[str, object]:

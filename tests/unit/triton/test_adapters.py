@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -160,6 +161,33 @@ def test_a_client_that_left_is_noticed_and_others_are_not_bothered() -> None:
     responder.poll_cancelled()
     responder.close()
     assert (gone.cancelled, here.cancelled, done.cancelled) == (True, False, False)
+
+
+def test_whoever_is_open_at_the_end_is_turned_away() -> None:
+    responder = Responder()
+    open_sink, open_sender = make_sink(responder)
+    done, done_sender = make_sink(responder)
+    for sink in (open_sink, done):
+        responder.watch(sink)
+    done.finish(CHUNK)
+    responder.close()
+    ((response, flags),) = open_sender.sent
+    assert response is not None
+    assert response.error().message().startswith("UNAVAILABLE field=server")
+    assert flags == FINAL
+    assert len(done_sender.sent) == 1
+
+
+def test_clients_are_polled_also_while_no_round_ends() -> None:
+    responder = Responder()
+    gone, sender = make_sink(responder)
+    responder.watch(gone)
+    sender.client_gone = True
+    deadline_s = time.monotonic() + 10
+    while not gone.cancelled and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert gone.cancelled
+    responder.close()
 
 
 def test_one_broken_client_does_not_end_the_responder() -> None:

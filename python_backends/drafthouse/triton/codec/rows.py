@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drafthouse.core.sampling_params import SamplingParams
+from drafthouse.core.sampling_params import NO_TOKEN, SamplingParams
 from drafthouse.engine.contract import StepRow
 from drafthouse.fusion.contract import DraftRow
 from drafthouse.triton.codec.envelope import Array, Tensors
@@ -44,7 +44,7 @@ def pack_rows(rows: Sequence[StepRow | DraftRow], counts: Iterable[int]) -> Tens
                 count,
                 _as_int64(row.sampling.seed),
                 row.sampling.top_k,
-                row.sampling.end_id,
+                row.sampling.end_ids[0] if row.sampling.end_ids else NO_TOKEN,
                 row.sampling.min_end_position,
             )
             for row, count in zip(rows, counts, strict=True)
@@ -55,18 +55,24 @@ def pack_rows(rows: Sequence[StepRow | DraftRow], counts: Iterable[int]) -> Tens
     tensors: Tensors = {"rows": table, "row_params": params}
     if any(row.sampling.bad_words for row in rows):
         tensors["bad_words"] = json_bytes([[w.decode() for w in row.sampling.bad_words] for row in rows])
+    more_ends = [(index, end_id) for index, row in enumerate(rows) for end_id in row.sampling.end_ids[1:]]
+    if more_ends:
+        tensors["more_end_ids"] = np.array(more_ends, np.int32)
     return tensors
 
 
 def unpack_sampling(tensors: Mapping[str, Array]) -> list[SamplingParams]:
     bad_words = from_json(tensors["bad_words"]) if "bad_words" in tensors else None
+    more_ends: dict[int, list[int]] = {}
+    for row_index, end_id in tensors["more_end_ids"].tolist() if "more_end_ids" in tensors else ():
+        more_ends.setdefault(row_index, []).append(end_id)
     return [
         SamplingParams(
             temperature=params[ParamColumn.TEMPERATURE],
             top_k=row[RowColumn.TOP_K],
             top_p=params[ParamColumn.TOP_P],
             seed=row[RowColumn.SEED] & MASK64,
-            end_id=row[RowColumn.END_ID],
+            end_ids=() if row[RowColumn.END_ID] == NO_TOKEN else (row[RowColumn.END_ID], *more_ends.get(i, ())),
             min_end_position=row[RowColumn.MIN_END_POSITION],
             bad_words=tuple(w.encode() for w in bad_words[i]) if bad_words else (),
         )
