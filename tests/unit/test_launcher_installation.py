@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -132,3 +133,15 @@ def test_the_guard_starts_nothing_when_the_launcher_is_gone_already() -> None:
     assert done.returncode == 1
     assert "never" not in done.stdout
     assert "launcher ended" in done.stderr
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="the guard's filter is written for these")
+def test_behind_the_guard_no_file_is_opened_to_others_by_its_descriptor(tmp_path: Path) -> None:
+    """What Boost does when Triton makes a region: create, then fchmod 0644. Modes that keep others out are set as asked."""
+    code = (
+        "import os, sys; file = os.open(sys.argv[1], os.O_CREAT | os.O_RDWR, 0o644);"
+        "modes = [os.fchmod(file, mode) or oct(os.fstat(file).st_mode & 0o777) for mode in (0o644, 0o606, 0o400)]; print(*modes)"
+    )
+    guard = [sys.executable, "-I", "-S", exec_guard.__file__, str(os.getpid())]
+    done = subprocess.run([*guard, sys.executable, "-c", code, str(tmp_path / "region")], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0o600", "0o600", "0o400"]

@@ -80,6 +80,14 @@ def test_a_sweep_removes_the_regions_of_its_run_only(tmp_path: Path) -> None:
     assert shared_memory.sweep(mine, tmp_path) == 0
 
 
+def test_regions_that_others_may_read_are_found(tmp_path: Path) -> None:
+    run = RunId.new()
+    for name, mode in (("a", 0o600), ("b", 0o604), ("c", 0o660)):
+        (tmp_path / (run.prefix + name)).touch()
+        (tmp_path / (run.prefix + name)).chmod(mode)
+    assert [path.name[-1] for path in shared_memory.open_to_others(run, tmp_path)] == ["b", "c"]
+
+
 def test_regions_of_dead_launchers_are_found(tmp_path: Path) -> None:
     dead = dead_run()
     for name in (dead.prefix + "a", dead.prefix + "b", RunId.new().prefix + "a", "psm_1234"):

@@ -141,6 +141,8 @@ class TritonServer:
             if time.monotonic() > deadline_s:
                 raise self._failure(f"not ready after {limit_s:g} s", "models that load, or a longer --startup-timeout-s")
             time.sleep(processes.POLL_S)
+        if shared_memory.open_to_others(self._run):
+            self._announce("Other users of this machine can read this run's shared memory: the kernel takes no seccomp filter.")
         return True
 
     def is_running(self) -> bool:
@@ -207,8 +209,6 @@ class TritonServer:
                 stderr=descriptor,
                 env=environment,
                 start_new_session=True,
-                # Triton makes its shared-memory regions readable by all; prompts and the lease secret pass through them.
-                umask=0o077,
             )
         except BaseException:
             self.kill()

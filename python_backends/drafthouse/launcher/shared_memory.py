@@ -17,6 +17,16 @@ def regions(run: RunId, folder: Path = SHM_DIR) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.name.startswith(run.prefix) and _is_owned_by(path, run.uid))
 
 
+def open_to_others(run: RunId, folder: Path = SHM_DIR) -> list[Path]:
+    """Regions of a run that other users may read or write: prompts and the lease secret pass through them."""
+    found = []
+    for path in regions(run, folder):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mode & 0o077:
+                found.append(path)
+    return found
+
+
 def sweep(run: RunId, folder: Path = SHM_DIR) -> int:
     """Removes the regions of a run that has ended; returns how many. Safe while others run: the prefix is the run's own."""
     left = regions(run, folder)
