@@ -49,3 +49,12 @@ def make_repository(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / "models"
 
     return make
+
+
+@pytest.fixture(scope="session")
+def echo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """One server of the echo model for all tests of the launcher; leave it as you found it."""
+    models = tmp_path_factory.mktemp("models")
+    shutil.copytree(FIXTURES / "echo", models / "echo")
+    with TritonServer(free_port_config(models)) as running:
+        yield running
