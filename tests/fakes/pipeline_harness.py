@@ -23,11 +23,11 @@ _uids = itertools.count(2**63 + 5)
 
 
 def make_request(prompt: Sequence[int] = (1, 2, 3), max_tokens: int = 20, **changes: object) -> GenerationRequest:
-    """A request with defaults; ``temperature``, ``seed`` and ``end_id`` go to its sampling parameters."""
+    """A request with defaults; ``temperature``, ``seed`` and ``end_ids`` go to its sampling parameters."""
     min_tokens = changes.get("min_tokens", 0)
     assert isinstance(min_tokens, int)
-    sampling = SamplingParams(end_id=END_ID, min_end_position=len(prompt) + min_tokens)
-    for name in ("temperature", "seed", "end_id"):
+    sampling = SamplingParams(end_ids=(END_ID,), min_end_position=len(prompt) + min_tokens)
+    for name in ("temperature", "seed", "end_ids"):
         if name in changes:
             sampling = replace(sampling, **{name: changes.pop(name)})  # type: ignore[arg-type]
     request = GenerationRequest(next(_uids), tuple(prompt), max_tokens, sampling, arrival_time_ns=time.time_ns())
@@ -99,7 +99,7 @@ def reference_ids(request: GenerationRequest) -> list[int]:
     ids: list[int] = []
     for token in continuation(request.prompt_ids, request.sampling, request.max_tokens):
         ids.append(token)
-        if len(ids) > request.min_tokens and token in (request.sampling.end_id, *request.stop_ids):
+        if len(ids) > request.min_tokens and token in request.sampling.end_ids:
             break
         if len(ids) >= request.min_tokens and _completed(ids, request.stop_words):
             break
@@ -121,7 +121,8 @@ def _completed(ids: Sequence[int], stop_words: Sequence[str]) -> list[tuple[int,
 def reference_text(request: GenerationRequest) -> str:
     ids = reference_ids(request)
     stops = _completed(ids, request.stop_words) if len(ids) >= request.min_tokens else []
-    ended = len(ids) > request.min_tokens and ids[-1] in (request.sampling.end_id, *request.stop_ids)
+    ended = len(ids) > request.min_tokens and ids[-1] in request.sampling.end_ids
     if stops and not ended:
         return request.echo_text + _shown(ids)[: min(stops)[1]]
-    return request.echo_text + b"".join(map(token_bytes, ids)).decode(errors="replace")
+    shown = ids[:-1] if ended else ids
+    return request.echo_text + b"".join(map(token_bytes, shown)).decode(errors="replace")

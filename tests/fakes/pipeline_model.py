@@ -28,8 +28,8 @@ def next_token(path: Sequence[int], sampling: SamplingParams) -> int:
     value = path_hash(path, sampling.seed if sampling.temperature > 0 else 0)
     # The end comes with a chance of 1/64, whatever the size of the vocabulary.
     token = END_ID if value % 64 == 0 else 1 + (value >> 8) % (VOCAB_SIZE - 1)
-    if token == sampling.end_id and len(path) < sampling.min_end_position:
-        return 1
+    if token in sampling.end_ids and len(path) < sampling.min_end_position:
+        return next(other for other in range(1, VOCAB_SIZE) if other not in sampling.end_ids)
     return int(token)
 
 

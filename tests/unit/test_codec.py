@@ -20,7 +20,7 @@ from drafthouse.triton.codec.rows import unpack_release
 from drafthouse.triton.schema import ENGINE, FUSION, LEASE_SECRET, ROUTER, TensorSpec
 
 PICKY = SamplingParams(
-    temperature=0.5, top_k=40, top_p=0.75, seed=2**64 - 1, end_id=0, min_end_position=17, bad_words=(b"x", "é✓".encode())
+    temperature=0.5, top_k=40, top_p=0.75, seed=2**64 - 1, end_ids=(0, 7, 2**31 - 1), min_end_position=17, bad_words=(b"x", "é✓".encode())
 )
 
 
@@ -76,6 +76,17 @@ def test_step_call_survives() -> None:
     tensors = through_the_wire(ENGINE.call, tensors | {LEASE_SECRET.name: SECRET})
     assert_same(unpack_step(tensors), call)
     assert unpack_release(tensors) == [7, 2**64 - 1]
+
+
+def test_end_tokens_survive_and_a_second_one_costs_a_section_only_where_there_is_one() -> None:
+    ends: list[tuple[int, ...]] = [(), (0,), (3, 2, 9), (5,), (8, 1)]
+    rows = [StepRow(uid, 0, ids(1), 1, ids(-1), SamplingParams(end_ids=end_ids)) for uid, end_ids in enumerate(ends)]
+    tensors = pack_step(StepCall(rows))
+    assert tensors["more_end_ids"].tolist() == [[2, 2], [2, 9], [4, 1]]
+    assert_same(unpack_step(through_the_wire(ENGINE.call, tensors | {LEASE_SECRET.name: SECRET})), StepCall(rows))
+    tensors = pack_step(StepCall(rows[:2]))
+    assert "more_end_ids" not in tensors
+    assert_same(unpack_step(tensors), StepCall(rows[:2]))
 
 
 def test_a_chain_needs_no_parents() -> None:

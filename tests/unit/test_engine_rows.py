@@ -48,7 +48,8 @@ BAD_ROWS: list[tuple[StepRow, dict[str, Any], str]] = [
     (sampling(top_p=1.5), {}, "INVALID_ARG field=top_p value=1.5"),
     (sampling(top_p=float("nan")), {}, "INVALID_ARG field=top_p value=nan"),
     (sampling(seed=2**64), {}, "INVALID_ARG field=seed"),
-    (sampling(end_id=50), {}, "INVALID_ARG field=end_id value=50"),
+    (sampling(end_ids=(50,)), {}, "INVALID_ARG field=end_ids value=50 allowed=0 to 49"),
+    (sampling(end_ids=(3, -1)), {}, "INVALID_ARG field=end_ids value=-1"),
     (sampling(bad_words=(b"a",)), {}, "UNSUPPORTED field=bad_words value=1"),
 ]
 

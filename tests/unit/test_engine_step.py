@@ -96,11 +96,11 @@ def test_accepted_drafts_are_not_computed_again() -> None:
     assert other.sampled.tolist() == [predicted([10, 11, 12, 13, 40, 44, 45, 46])]
 
 
-def test_the_end_token_waits_for_its_position() -> None:
+def test_the_end_tokens_wait_for_their_position() -> None:
     engine, _ = fake_engine()
     first, second = predicted([10]), predicted([10, 11])
-    for end_id, expected in ((first, [0, second]), (second, [first, second])):
-        banned = SamplingParams(end_id=end_id, min_end_position=2)  # the first sample stands at position 1, the second at 2
+    for end_ids, expected in (((first,), [0, second]), ((second,), [first, second]), ((second, first, 0), [1, second])):
+        banned = SamplingParams(end_ids=end_ids, min_end_position=2)  # the first sample stands at position 1, the second at 2
         assert step(engine, step_row(1, [10, 11], num_committed=1, sampling=banned))[0].sampled.tolist() == expected
 
 

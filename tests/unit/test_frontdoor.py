@@ -77,7 +77,7 @@ def test_a_bare_prompt_gets_the_documented_defaults() -> None:
     assert request.prompt_ids == (256, ord("e"), ord(" "), ord("x"))
     assert request.max_tokens == CONTEXT - 4  # default_max_tokens, clipped to the context
     assert (request.sampling.temperature, request.sampling.top_k, request.sampling.top_p, request.sampling.seed) == (0.0, 0, 1.0, 0)
-    assert (request.sampling.end_id, request.stop_ids, request.sampling.min_end_position) == (EOS, (0,), 4)
+    assert (request.sampling.end_ids, request.sampling.min_end_position) == ((EOS, 0), 4)
     assert (request.stream, request.echo_text, request.num_draft_tokens, request.drafters, request.priority) == (False, "", None, (), 0)
     assert request.deadline_ns is not None
     assert request.deadline_ns - before_ns >= 120_000_000_000
@@ -95,7 +95,7 @@ def test_every_field_arrives_where_it_belongs() -> None:
     )  # fmt: skip
     sampling = request.sampling
     assert (request.max_tokens, request.min_tokens, request.stop_words, sampling.bad_words) == (9, 3, ("é", "no"), ("ü".encode(),))
-    assert (sampling.end_id, request.stop_ids, sampling.min_end_position) == (5, (), 5)
+    assert (sampling.end_ids, sampling.min_end_position) == ((5,), 5)
     assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed) == (0.5, 7, 0.25, 2**64 - 1)
     assert (request.stream, request.echo_text, request.num_draft_tokens, request.drafters) == (True, "ab", 4, ("math",))
     assert request.return_num_input_tokens
@@ -120,8 +120,7 @@ def test_uids_differ_and_a_missing_seed_is_drawn() -> None:
 
 
 def test_end_id_minus_one_never_ends_the_text() -> None:
-    request = parse(text_input="x", end_id=-1)
-    assert (request.sampling.end_id, request.stop_ids) == (-1, ())
+    assert parse(text_input="x", end_id=-1).sampling.end_ids == ()
 
 
 def test_priority_reaches_a_policy_that_uses_it() -> None:

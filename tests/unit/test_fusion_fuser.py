@@ -94,9 +94,10 @@ def test_independent_drafters_do_not_wait_for_each_other() -> None:
 
 
 @pytest.mark.parametrize("weights", [[1.0, 0.0], [1.0, 1.0]])
-def test_trunk_ends_with_end_id(weights: list[float]) -> None:
+@pytest.mark.parametrize("end_ids", [(0,), (3, 0), (0, 7)])
+def test_trunk_ends_with_any_end_token(weights: list[float], end_ids: tuple[int, ...]) -> None:
     one, two = ScriptedDrafter("code", says(5, 6, 0, 7, start=2)), ScriptedDrafter("math", says(9, prob=0.1))
-    request = replace(row(weights, 5), sampling=SamplingParams(end_id=0))
+    request = replace(row(weights, 5), sampling=SamplingParams(end_ids=end_ids))
     (got,) = draft(fusion_of(one, two), request).rows
     assert got.tree.tokens.tolist() == [5, 6, 0]
     assert len(one.calls) == (1 if weights[1] == 0 else 3)

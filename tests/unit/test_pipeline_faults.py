@@ -49,7 +49,7 @@ async def test_requests_survive_a_target_that_is_down_for_a_while() -> None:
 
     target.before_call = crash
     async with running(PipelineConfig(target_retry_delay_ms=1), target) as rig:
-        requests = [make_request((1, item), 40, end_id=-1) for item in range(1, 4)]
+        requests = [make_request((1, item), 40, end_ids=()) for item in range(1, 4)]
         sinks = await rig.generate(*requests)
         assert [sink.text for sink in sinks] == [reference_text(request) for request in requests]
         assert target.num_failed_calls >= 1
@@ -95,7 +95,7 @@ async def test_drafting_pauses_while_the_target_is_down() -> None:
     target.before_call = batches.append
     async with running(FAST_RETRY, target) as rig:
         target.before_call = lambda number: setattr(target, "down", number == 3)
-        (sink,) = await rig.generate(make_request(max_tokens=100, end_id=-1))
+        (sink,) = await rig.generate(make_request(max_tokens=100, end_ids=()))
         assert error_of(sink)[0] is ErrorCode.UNAVAILABLE
         num_good = len(target.calls)
         assert len(rig.fusion.calls) == num_good + 1  # the draft that the crash left unverified, and none for the probes
@@ -114,7 +114,7 @@ async def test_a_row_that_never_gets_on_is_given_up_and_harms_no_other(status: R
 
 @async_test
 async def test_a_refused_row_is_an_internal_error_of_that_request_only(caplog: pytest.LogCaptureFixture) -> None:
-    bad, fine = make_request((1, 2), 30, end_id=-1), make_request((3, 4), 30)
+    bad, fine = make_request((1, 2), 30, end_ids=()), make_request((3, 4), 30)
 
     def refuse_decode(row: StepRow) -> RowStatus | None:
         return RowStatus.ERROR if row.request_uid == bad.request_uid and row.prefix_len > 0 else None
@@ -141,7 +141,7 @@ async def test_a_bug_in_a_round_fails_its_requests_and_not_the_loop(caplog: pyte
     target.before_call = explode
     async with running(target=target) as rig:
         with caplog.at_level(logging.ERROR):
-            hit = await rig.generate(make_request((1, 2), 60, end_id=-1), make_request((1, 3), 60, end_id=-1))
+            hit = await rig.generate(make_request((1, 2), 60, end_ids=()), make_request((1, 3), 60, end_ids=()))
         for sink in hit:
             assert error_of(sink)[0] is ErrorCode.INTERNAL
             assert "bug" not in str(sink.error)

@@ -15,7 +15,7 @@ from fakes.pipeline_sink import error_of
 @async_test
 async def test_a_cancelled_stream_frees_its_slot_within_a_round() -> None:
     async with running() as rig:
-        leaver, stayer = make_request((1, 2), 150, end_id=-1, stream=True), make_request((3, 4), 60, end_id=-1)
+        leaver, stayer = make_request((1, 2), 150, end_ids=(), stream=True), make_request((3, 4), 60, end_ids=())
         leaving, staying = rig.submit(leaver), rig.submit(stayer)
         leaving.cancel_after_chunks = 2
         await leaving.done.wait()
@@ -44,7 +44,7 @@ async def test_a_request_cancelled_while_it_waits_never_reaches_an_engine() -> N
 async def test_a_deadline_ends_running_and_waiting_requests() -> None:
     async with running(PipelineConfig(slots=1)) as rig:
         soon_ns = time.monotonic_ns() + 20_000_000
-        requests = [make_request((1, item), 190, end_id=-1, deadline_ns=soon_ns) for item in (1, 2)]
+        requests = [make_request((1, item), 190, end_ids=(), deadline_ns=soon_ns) for item in (1, 2)]
         rig.target.row_status = lambda row: RowStatus.NO_SLOT if row.prefix_len > 0 else None  # keeps the first one from ending
         for sink in await rig.generate(*requests):
             assert error_of(sink) == (ErrorCode.DEADLINE_EXCEEDED, "deadline_ms")
@@ -55,7 +55,7 @@ async def test_a_deadline_ends_running_and_waiting_requests() -> None:
 async def test_deadlines_and_cancels_count_while_the_target_hangs(num_calls_before: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("drafthouse.pipeline.loop.SWEEP_PERIOD_S", 0.002)
     async with running(PipelineConfig(slots=2)) as rig:
-        leaver, patient = make_request((1, 2), 150, end_id=-1, stream=True), make_request((3, 4), 40, end_id=-1)
+        leaver, patient = make_request((1, 2), 150, end_ids=(), stream=True), make_request((3, 4), 40, end_ids=())
         leaving, waiting = rig.submit(leaver), rig.submit(patient)
         while len(rig.target.calls) < num_calls_before:
             await asyncio.sleep(0)
@@ -91,7 +91,7 @@ async def test_a_full_queue_refuses_at_once_and_keeps_its_promises_to_the_others
 @async_test
 async def test_stop_answers_everyone_and_refuses_the_late() -> None:
     async with running(PipelineConfig(slots=1)) as rig:
-        sinks = [rig.submit(make_request((1, item), 190, end_id=-1)) for item in (1, 2, 3)]
+        sinks = [rig.submit(make_request((1, item), 190, end_ids=())) for item in (1, 2, 3)]
         while len(rig.target.calls) < 3:
             await asyncio.sleep(0)
         sinks.append(rig.submit(make_request()))  # still in the inbox

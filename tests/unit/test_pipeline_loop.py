@@ -36,7 +36,7 @@ async def test_a_long_prompt_is_prefilled_in_chunks_and_read_by_the_drafters_bes
         assert [row.num_committed for call in rig.target.calls for row in call.rows] == [32, 32, 6]
         assert [call.num_steps for call in rig.target.calls] == [0, 0, 1]
         assert rig.fusion.calls == []  # of one token nothing can be drafted
-        await rig.generate(make_request(prompt, 9, end_id=-1))
+        await rig.generate(make_request(prompt, 9, end_ids=()))
         intake = [row for call in rig.fusion.calls for row in call.rows if row.num_draft_tokens == 0]
         assert [len(row.tokens) for row in intake] == [32, 32, 6]
         assert [row.prefix_len for row in intake] == [0, 32, 64]
@@ -54,7 +54,7 @@ async def test_prefill_of_many_prompts_keeps_within_the_round_s_budget() -> None
 @async_test
 async def test_the_router_hears_prompt_scores_first_and_each_verified_round_once() -> None:
     async with running(PipelineConfig(route_every=1)) as rig:
-        request = make_request((1, 2, 3, 4), 40, end_id=-1)
+        request = make_request((1, 2, 3, 4), 40, end_ids=())
         (sink,) = await rig.generate(request)
         first, *later = (row for rows in rig.router.calls for row in rows)
         assert first.prompt_logprob.tolist() == [-1.0, -2.0, -3.0, -4.0]
@@ -79,7 +79,7 @@ async def test_the_router_hears_of_several_rounds_at_a_time_and_of_each_once() -
     reports = {}
     for route_every in (1, 3):
         async with running(PipelineConfig(route_every=route_every)) as rig:
-            await rig.generate(make_request((1, 2, 3, 4), 40, end_id=-1))
+            await rig.generate(make_request((1, 2, 3, 4), 40, end_ids=()))
             _, *reports[route_every] = (row for rows in rig.router.calls for row in rows)
             num_rounds = sum(row.num_draft_tokens > 0 for call in rig.fusion.calls for row in call.rows)
         assert len(reports[route_every]) == (num_rounds - 1) // route_every
@@ -100,7 +100,7 @@ async def test_the_router_hears_of_several_rounds_at_a_time_and_of_each_once() -
 @async_test
 async def test_who_drafts(mode: Mode, pinned: tuple[str, ...], expected: set[str]) -> None:
     async with running(PipelineConfig(mode=mode)) as rig:
-        await rig.generate(make_request(max_tokens=30, end_id=-1, drafters=pinned))
+        await rig.generate(make_request(max_tokens=30, end_ids=(), drafters=pinned))
         workers = {DRAFTERS[index] for call in rig.fusion.calls for row in call.rows for index in np.flatnonzero(row.weights).tolist()}
         assert workers == expected
         assert bool(rig.router.calls) == (len(expected) > 1)
@@ -110,7 +110,7 @@ async def test_who_drafts(mode: Mode, pinned: tuple[str, ...], expected: set[str
 @async_test
 async def test_without_a_router_two_drafters_share_the_work() -> None:
     async with running(router=None) as rig:
-        await rig.generate(make_request(max_tokens=10, end_id=-1))
+        await rig.generate(make_request(max_tokens=10, end_ids=()))
         weights = {tuple(row.weights) for call in rig.fusion.calls for row in call.rows if row.num_draft_tokens > 0}
         assert weights == {(1.0, 1.0, 0.0, 0.0)}
 

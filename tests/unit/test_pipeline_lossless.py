@@ -14,7 +14,7 @@ from drafthouse.pipeline.contract import FinishReason, GenerationRequest
 from drafthouse.scheduling.contract import S
 from drafthouse.scheduling.registry import POLICIES
 from fakes.pipeline_harness import Rig, async_test, make_request, reference_ids, reference_text, running
-from fakes.pipeline_model import VOCAB_SIZE
+from fakes.pipeline_model import END_ID, VOCAB_SIZE
 from fakes.pipeline_sink import FakeSink
 from fakes.pipeline_target import FakeTarget
 
@@ -43,6 +43,7 @@ def random_requests(rng: random.Random, count: int) -> list[GenerationRequest]:
             "return_log_probs": rng.random() < 0.5,
             "drafters": rng.choice([(), (), ("math",), ("code", "general")]),
             "stop_words": rng.choice([(), ("gh",), ("é", "abc")]),
+            "end_ids": rng.choice([(END_ID,), (END_ID, 9), (), ()]),
         }
         max_tokens = rng.choice([1, 2, 7, 40])
         requests.append(make_request(prompt, max_tokens, min_tokens=rng.choice([0, min(5, max_tokens)]), **changes))
@@ -81,7 +82,7 @@ async def test_two_interleaved_requests_give_what_two_serial_ones_give() -> None
 
 @async_test
 async def test_speculation_saves_target_calls_and_the_figures_agree() -> None:
-    request = make_request((7, 7, 2), 60, end_id=-1, return_perf_metrics=True)
+    request = make_request((7, 7, 2), 60, end_ids=(), return_perf_metrics=True)
     async with running(PipelineConfig(num_draft_tokens=0)) as rig:
         await rig.generate(request)
         num_plain_calls = len(rig.target.calls)
@@ -108,7 +109,7 @@ async def test_speculation_saves_target_calls_and_the_figures_agree() -> None:
 @async_test
 async def test_nothing_is_drafted_that_could_not_be_emitted() -> None:
     async with running() as rig:
-        await rig.generate(make_request(max_tokens=1), make_request(max_tokens=2), make_request(max_tokens=4, end_id=-1))
+        await rig.generate(make_request(max_tokens=1), make_request(max_tokens=2), make_request(max_tokens=4, end_ids=()))
         longest = [row.num_draft_tokens for call in rig.fusion.calls for row in call.rows]
         assert max(longest) <= 2  # of 4 tokens one comes from prefill, one is the bonus of verification
 
@@ -117,7 +118,7 @@ async def test_nothing_is_drafted_that_could_not_be_emitted() -> None:
 async def test_drafts_fit_the_engine_however_small_its_calls_are() -> None:
     limits = EngineLimits(max_step_tokens=4, usable_context=60, vocab_size=VOCAB_SIZE, slots=2)
     async with running(target=FakeTarget(limits)) as rig:  # the fake refuses what does not fit
-        requests = [make_request([1 + item % 17 for item in range(9)], 51, num_draft_tokens=16, end_id=-1) for _ in range(3)]
+        requests = [make_request([1 + item % 17 for item in range(9)], 51, num_draft_tokens=16, end_ids=()) for _ in range(3)]
         for request, sink in zip(requests, await rig.generate(*requests), strict=True):
             expect_reference(request, sink)
 
@@ -132,7 +133,7 @@ async def test_a_reloaded_target_heals_in_mid_stream() -> None:
 
     target.before_call = reload_now_and_then
     async with running(target=target) as rig:
-        requests = [make_request((1, 2, item), 50, end_id=-1, stream=True) for item in range(1, 5)]
+        requests = [make_request((1, 2, item), 50, end_ids=(), stream=True) for item in range(1, 5)]
         for request, sink in zip(requests, await rig.generate(*requests), strict=True):
             expect_reference(request, sink)
 
@@ -175,7 +176,7 @@ async def test_preemption_changes_no_text() -> None:
     if _MostRecentFirst.name not in POLICIES.names:
         POLICIES.register(_MostRecentFirst.name, _MostRecentFirst)
     async with running(PipelineConfig(policy=_MostRecentFirst.name, slots=2)) as rig:
-        requests = [make_request([item] * 40, 40, end_id=-1, stream=True) for item in range(1, 7)]
+        requests = [make_request([item] * 40, 40, end_ids=(), stream=True) for item in range(1, 7)]
         for request, sink in zip(requests, await rig.generate(*requests), strict=True):
             expect_reference(request, sink)
         assert rig.pipeline.snapshot().num_preempted > 5
@@ -217,7 +218,7 @@ async def _trouble(rig: Rig, name: str) -> None:
 @pytest.mark.parametrize("from_start", [True, False])
 @async_test
 async def test_trouble_with_speculation_never_shows(trouble: str, from_start: bool) -> None:
-    requests = [make_request((1, 2, item), 40, end_id=-1, stream=True) for item in range(1, 7)]
+    requests = [make_request((1, 2, item), 40, end_ids=(), stream=True) for item in range(1, 7)]
     async with running() as rig:
         if from_start:
             await _trouble(rig, trouble)

@@ -96,7 +96,7 @@ def push(state: RequestState, *tokens: int) -> int:
 
 
 def test_tokens_after_the_end_token_are_dropped_and_not_counted() -> None:
-    state, sink = state_of(make_request(stream=True, end_id=EOS))
+    state, sink = state_of(make_request(stream=True, end_ids=(EOS,)))
     assert push(state, A, EOS, B, B) == 2
     emit(state)
     assert sink.output_ids == [A, EOS]
@@ -104,16 +104,17 @@ def test_tokens_after_the_end_token_are_dropped_and_not_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("extra", "reason"), [({"end_id": -1}, FinishReason.LENGTH), ({"end_id": -1, "stop_ids": (EOS,)}, FinishReason.STOP)]
+    ("end_ids", "reason"),
+    [((), FinishReason.LENGTH), ((EOS,), FinishReason.STOP), ((B, EOS), FinishReason.STOP), ((B,), FinishReason.LENGTH)],
 )
-def test_which_tokens_end_the_text_is_the_request_s_choice(extra: dict[str, object], reason: FinishReason) -> None:
-    state, _ = state_of(make_request(max_tokens=2, **extra))
+def test_which_tokens_end_the_text_is_the_request_s_choice(end_ids: tuple[int, ...], reason: FinishReason) -> None:
+    state, _ = state_of(make_request(max_tokens=2, end_ids=end_ids))
     push(state, A, EOS)
     assert state.finish_reason is reason
 
 
 def test_min_tokens_holds_back_end_tokens_and_stop_words() -> None:
-    request = make_request(max_tokens=9, min_tokens=3, end_id=B, stop_words=("END",), stop_ids=(D,))
+    request = make_request(max_tokens=9, min_tokens=3, end_ids=(B, D), stop_words=("END",))
     state, _ = state_of(request)
     assert push(state, END, D) == 2
     assert state.finish_reason is None

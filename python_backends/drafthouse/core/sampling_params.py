@@ -17,6 +17,6 @@ class SamplingParams:
     top_k: int = 0  # 0 = all tokens
     top_p: float = 1.0  # nucleus mass in (0, 1]
     seed: int = 0  # uint64, the key of the counter-based noise
-    end_id: int = NO_TOKEN  # the token that ends the text
-    min_end_position: int = 0  # end_id is banned at absolute positions below this (prompt_len + min_tokens)
+    end_ids: tuple[int, ...] = ()  # the tokens that end the text; Llama 3 has several
+    min_end_position: int = 0  # end_ids are banned at absolute positions below this (prompt_len + min_tokens)
     bad_words: tuple[bytes, ...] = ()  # UTF-8; the generated text never contains one of these

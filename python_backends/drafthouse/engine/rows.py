@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from drafthouse.core.errors import ClientError, invalid, unsupported
-from drafthouse.core.sampling_params import NO_TOKEN, SamplingParams
+from drafthouse.core.sampling_params import SamplingParams
 from drafthouse.engine.contract import EngineLimits, StepCall, StepRow
 
 MAX_CANDIDATES = 64
@@ -80,8 +80,9 @@ class RowChecker:
             raise invalid("top_p", params.top_p, "above 0, up to 1")
         if not 0 <= params.seed <= _MAX_SEED:
             raise invalid("seed", params.seed, "0 to 2**64 - 1")
-        if params.end_id != NO_TOKEN and not 0 <= params.end_id < self.limits.vocab_size:
-            raise invalid("end_id", params.end_id, f"0 to {self.limits.vocab_size - 1}, or -1 for none")
+        for end_id in params.end_ids:
+            if not 0 <= end_id < self.limits.vocab_size:
+                raise invalid("end_ids", end_id, f"0 to {self.limits.vocab_size - 1}")
         if params.bad_words and not self.has_vocabulary:
             raise unsupported("bad_words", len(params.bad_words), "none: this engine was loaded without a tokenizer.json")
         if not all(params.bad_words):

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drafthouse.core.errors import ErrorCode, ServerError
-from drafthouse.core.sampling_params import NO_TOKEN
 from drafthouse.engine.batch import FloatArray, InputWriter, IntArray, Run, Task
 from drafthouse.engine.contract import EngineError, RowResult, RowStatus, StepCall
 from drafthouse.engine.manifest import EngineManifest
@@ -135,7 +134,7 @@ class Runner:
         first = 0
         for task, place in zip(tasks, positions, strict=True):
             params = task.row.sampling
-            if params.bad_words or (params.end_id != NO_TOKEN and task.base < params.min_end_position):
+            if params.bad_words or (params.end_ids and task.base < params.min_end_position):
                 bans += self._bans_of(task, first, place.tolist(), is_extension)
             first += len(place)
         return self._chooser.choose(logits, segments, call.num_candidates, bans, call.return_logprobs)

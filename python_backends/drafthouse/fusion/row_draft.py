@@ -76,7 +76,7 @@ class RowDraft:
     @property
     def num_missing(self) -> int:
         """Trunk tokens still wanted; 0 when the trunk has ended or nobody is left to extend it."""
-        if not self.active or (self.trunk and self.trunk[-1].token == self.row.sampling.end_id != NO_TOKEN):
+        if not self.active or (self.trunk and self.trunk[-1].token in self.row.sampling.end_ids):
             return 0
         return self.num_draft_tokens - len(self.trunk)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from drafthouse.launcher import processes
 from drafthouse.launcher.errors import LaunchError
@@ -46,8 +47,11 @@ class FrontDoorWatch:
     def _reload(self) -> None:
         self._announce(f"The process of {self._model} is gone: reloading it and its engines.")
         try:
-            for name in (*self._engines, self._model):
-                self._server.load_model(name)
+            if self._engines:
+                # Together, because each mostly waits: for its process to start, then for its share of the processor.
+                with ThreadPoolExecutor(len(self._engines)) as threads:
+                    list(threads.map(self._server.load_model, self._engines))
+            self._server.load_model(self._model)
             self._announce(f"{self._model} is back.")
         except LaunchError as error:
             self._announce(f"{self._model} could not be reloaded, trying again: {error}")

@@ -39,7 +39,7 @@ def commit(state: RequestState, tokens: Sequence[int], sources: Sequence[int], l
 
 def _advance_text(state: RequestState, token: int) -> None:
     request, num_output = state.request, state.num_output_tokens
-    if num_output > request.min_tokens and (token == request.sampling.end_id or token in request.stop_ids):
+    if num_output > request.min_tokens and token in request.sampling.end_ids:
         state.finish_reason = FinishReason.STOP
         state.outgoing.text += state.detokenizer.flush()
         return

@@ -11,7 +11,7 @@ from drafthouse.core.sampling_params import SamplingParams
 class FinishReason(StrEnum):
     """Why a request ended; the words of OpenAI's API."""
 
-    STOP = "stop"  # end_id, EOS or a stop word
+    STOP = "stop"  # an end token or a stop word
     LENGTH = "length"  # max_tokens or the end of the context
 
 
@@ -31,7 +31,6 @@ class GenerationRequest:
     drafters: tuple[str, ...] = ()  # () = the router chooses; else only these
     deadline_ns: int | None = None  # time.monotonic_ns() after which the request is answered DEADLINE_EXCEEDED
     priority: int = 0  # request_priority: for scheduling policies that use one
-    stop_ids: tuple[int, ...] = ()  # tokens beside sampling.end_id that end the text (models with several EOS)
     echo_text: str = ""  # put before the first text (exclude_input_in_output=false); "" otherwise
     return_log_probs: bool = False
     return_num_input_tokens: bool = False

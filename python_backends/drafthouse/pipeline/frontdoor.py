@@ -78,12 +78,11 @@ def parse_request(tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, 
     prompt_ids, prompt_text = _prompt(raw, ctx)
     max_tokens = _max_tokens(raw, len(prompt_ids), ctx)
     min_tokens = _in_range("min_tokens", raw.min_tokens, 0, max_tokens, default=0)
-    end_ids = _end_ids(raw, ctx)
     return GenerationRequest(
         request_uid=next(ctx.uids),
         prompt_ids=prompt_ids,
         max_tokens=max_tokens,
-        sampling=_sampling(raw, end_ids[0], len(prompt_ids) + min_tokens),
+        sampling=_sampling(raw, _end_ids(raw, ctx), len(prompt_ids) + min_tokens),
         arrival_time_ns=arrival_time_ns,
         min_tokens=min_tokens,
         stop_words=_words("stop_words", raw.stop_words),
@@ -92,7 +91,6 @@ def parse_request(tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, 
         drafters=_drafters(raw, ctx),
         deadline_ns=now_ns + _deadline_ms(raw, ctx) * 1_000_000,
         priority=_priority(raw, ctx),
-        stop_ids=end_ids[1:],
         echo_text=prompt_text if raw.exclude_input_in_output is False else "",
         return_log_probs=bool(raw.return_log_probs),
         return_num_input_tokens=bool(raw.return_num_input_tokens),
@@ -148,14 +146,15 @@ def _max_tokens(raw: RawInputs, prompt_len: int, ctx: FrontDoorContext) -> int:
 
 
 def _end_ids(raw: RawInputs, ctx: FrontDoorContext) -> tuple[int, ...]:
-    """Tokens that end the text, at least one entry (NO_TOKEN = none)."""
+    """Tokens that end the text: the model's own, or the one that the request names."""
     _in_range("pad_id", raw.pad_id, NO_TOKEN, ctx.vocab_size - 1, default=NO_TOKEN)
     if raw.end_id is None:
-        return ctx.tokenizer.eos_ids or (NO_TOKEN,)
-    return (_in_range("end_id", raw.end_id, NO_TOKEN, ctx.vocab_size - 1, default=NO_TOKEN),)
+        return ctx.tokenizer.eos_ids
+    end_id = _in_range("end_id", raw.end_id, NO_TOKEN, ctx.vocab_size - 1, default=NO_TOKEN)
+    return () if end_id == NO_TOKEN else (end_id,)
 
 
-def _sampling(raw: RawInputs, end_id: int, min_end_position: int) -> SamplingParams:
+def _sampling(raw: RawInputs, end_ids: tuple[int, ...], min_end_position: int) -> SamplingParams:
     temperature = raw.temperature or 0.0
     if temperature != 0.0 and not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:  # NaN fails both
         raise invalid("temperature", temperature, f"0 (greedy) or {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}")
@@ -170,7 +169,7 @@ def _sampling(raw: RawInputs, end_id: int, min_end_position: int) -> SamplingPar
         top_k=_in_range("top_k", raw.top_k, 0, 2**31 - 1, default=0),
         top_p=top_p,
         seed=_in_range("seed", seed, 0, UINT64_MAX, default=0),
-        end_id=end_id,
+        end_ids=end_ids,
         min_end_position=min_end_position,
         bad_words=tuple(word.encode() for word in _words("bad_words", raw.bad_words)),
     )

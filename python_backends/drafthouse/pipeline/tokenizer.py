@@ -20,7 +20,7 @@ class Tokenizer(Protocol):
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Ids that end a text; the first one is the default `end_id`."""
+        """Ids that end a text, unless a request names another `end_id`."""
         ...
 
     @property

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from drafthouse.core.sampling_params import NO_TOKEN, SamplingParams
+from drafthouse.core.sampling_params import SamplingParams
 from drafthouse.sampling.vocabulary import tail_bytes
 
 IntArray = NDArray[np.int64]
@@ -41,7 +41,7 @@ class BanTable:
     def banned(self, params: SamplingParams, path: Sequence[int], position: int) -> IntArray:
         """Token ids, ascending, that must not be chosen at ``position`` after the tokens ``path`` (its end is enough).
 
-        Were every token banned, the bad words would give way and only the end token stay banned.
+        Were every token banned, the bad words would give way and only the end tokens stay banned.
         """
         ends = end_ban(params, position)
         if not params.bad_words:
@@ -70,7 +70,7 @@ class BanTable:
 
 
 def end_ban(params: SamplingParams, position: int) -> IntArray:
-    """The end token while ``min_tokens`` is not reached."""
-    if params.end_id == NO_TOKEN or position >= params.min_end_position:
+    """The end tokens, ascending, while ``min_tokens`` is not reached."""
+    if not params.end_ids or position >= params.min_end_position:
         return _NOTHING
-    return np.array([params.end_id], np.int64)
+    return np.array(sorted(params.end_ids), np.int64)
