@@ -4,6 +4,8 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,9 @@ from e2e.support import free_port_config
 
 PROMPT = "def read_lines(path):\n    "
 LONG = GenerateOptions(max_tokens=160, min_tokens=160, num_draft_tokens=5)
+ENDLESS = GenerateOptions(max_tokens=400, min_tokens=400, num_draft_tokens=5)
+NUM_SLOTS = 8
+"""As the committed repository says."""
 PATIENCE_S = 60.0
 
 
@@ -76,18 +81,28 @@ def test_a_pinned_drafter_that_died_drafts_again(fragile: TritonServer, expected
         wait_until(drafted)
 
 
-def test_a_dead_front_door_is_reloaded_and_serves_the_same_text(fragile: TritonServer, expected: tuple[int, ...]) -> None:
+def test_a_dead_front_door_is_reloaded_and_serves_at_once(fragile: TritonServer, expected: tuple[int, ...]) -> None:
+    """The streams that were lost held every slot; nobody will ever release those, and new requests must not wait for them."""
     told: list[str] = []
     watch = FrontDoorWatch(fragile, told.append)
     watch.check()
     assert told == []
-    os.kill(stub_pid(fragile, "cosine"), signal.SIGKILL)
-    wait_until(lambda: model_process(fragile.pid, "cosine") is None)
+    with ExitStack() as clients, ThreadPoolExecutor(NUM_SLOTS) as threads:
+        lost = [clients.enter_context(Client(fragile.grpc_address)) for _ in range(NUM_SLOTS)]
+        streams = [clients.enter_context(closing(client.stream(PROMPT, ENDLESS))) for client in lost]
+        list(threads.map(next, streams))
+        target = lost[0].stats()["engines"]["target"]
+        assert (target["slots_free"], target["slots_total"]) == (0, NUM_SLOTS)
+        os.kill(stub_pid(fragile, "cosine"), signal.SIGKILL)
+        wait_until(lambda: model_process(fragile.pid, "cosine") is None)
 
-    def is_back() -> bool:
-        watch.check()
-        return told[-1:] == ["cosine is back."]
+        def is_back() -> bool:
+            watch.check()
+            return told[-1:] == ["cosine is back."]
 
-    wait_until(is_back)
-    with Client(fragile.grpc_address) as client:
-        assert client.generate(PROMPT, LONG).output_ids == expected
+        wait_until(is_back)
+        with Client(fragile.grpc_address) as client:
+            assert {engine["slots_free"] for engine in client.stats()["engines"].values()} == {NUM_SLOTS}
+            answers = threads.map(lambda _: client.generate(PROMPT, LONG).output_ids, range(NUM_SLOTS))
+            assert set(answers) == {expected}
+    assert len(told) == 2, told
