@@ -6,6 +6,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from drafthouse.triton.parameters import parameter_in
 from drafthouse.triton.schema import TensorSpec, schema_of
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
@@ -52,3 +53,10 @@ def test_every_named_drafter_has_a_model() -> None:
     for model in ("cosine", "fusion"):
         names = read_config(model).parameters["drafters"].string_value.split(",")
         assert {f"drafter_{name}" for name in names} == {m for m in MODELS if m.startswith("drafter_")}
+
+
+def test_a_parameter_of_another_model_is_read_from_its_file(tmp_path: Path) -> None:
+    assert parameter_in(REPOSITORY / "target" / "config.pbtxt", "slots") == read_config("target").parameters["slots"].string_value
+    assert parameter_in(REPOSITORY / "target" / "config.pbtxt", "slotz") is None
+    (tmp_path / "config.pbtxt").write_text('parameters { key: "slots", value: { string_value: "3" } }')
+    assert parameter_in(tmp_path / "config.pbtxt", "slots") == "3"

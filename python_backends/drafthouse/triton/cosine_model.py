@@ -22,8 +22,9 @@ from drafthouse.pipeline.frontdoor import FrontDoorContext, parse_request
 from drafthouse.pipeline.loop import Pipeline, Services
 from drafthouse.pipeline.stats import RoundStats
 from drafthouse.pipeline.tokenizer import FileTokenizer
+from drafthouse.scheduling.registry import POLICIES
 from drafthouse.triton.loops import new_loop
-from drafthouse.triton.parameters import Parameters, version_folder
+from drafthouse.triton.parameters import Parameters, parameter_in, version_folder
 from drafthouse.triton.responder import Responder, TritonSink
 from drafthouse.triton.statistics import STATS_INPUT, Statistics, StatisticsDesk, check_stats_request
 from drafthouse.triton.tensors import read_inputs
@@ -43,8 +44,9 @@ class CosineModel:
         target_timeout_s = parameters.integer("target_timeout_ms", 60_000, 1, 3_600_000) / 1e3
         draft_timeout_s = parameters.integer("draft_timeout_ms", 10_000, 1, 3_600_000) / 1e3
         config = PipelineConfig.parse(parameters.rest())
-        manifest = read_manifest(Path(args["model_repository"]).parent / "target" / args["model_version"])
-        limits = _limits(manifest, config.slots)
+        target_folder = Path(args["model_repository"]).parent / "target"
+        manifest = read_manifest(target_folder / args["model_version"])
+        limits = _target_limits(manifest, target_folder)
         tokenizer = FileTokenizer(version_folder(args) / TOKENIZER_NAME, manifest.eos_token_ids)
         models = reach_inner_models(drafters, target_timeout_s, draft_timeout_s)
         self._statistics = Statistics(manifest.precision, models.engines)
@@ -57,7 +59,8 @@ class CosineModel:
             drafter_names=drafters,
             on_round=self._on_round,
         )
-        self._context = FrontDoorContext(tokenizer, limits, config.usable_drafters(drafters), config)
+        uses_priority = POLICIES.create(config.policy).uses_priority
+        self._context = FrontDoorContext(tokenizer, limits, config.usable_drafters(drafters), config, uses_priority)
         self._responder = Responder()
         self._pipeline = Pipeline(config, services)
         self._desk = StatisticsDesk(self._statistics, self._pipeline.snapshot)
@@ -104,6 +107,7 @@ class CosineModel:
         self._responder.poll_cancelled()
 
 
-def _limits(manifest: EngineManifest, slots: int) -> EngineLimits:
-    """`slots` of this model's configuration and of the target's are one number (0 here means the engine's default)."""
-    return EngineLimits(manifest.max_step_tokens, manifest.usable_context, manifest.vocab_size, slots or EngineOptions().slots)
+def _target_limits(manifest: EngineManifest, folder: Path) -> EngineLimits:
+    """What the target can take, as its engine and its configuration say."""
+    slots = int(parameter_in(folder / "config.pbtxt", "slots") or EngineOptions().slots)
+    return EngineLimits(manifest.max_step_tokens, manifest.usable_context, manifest.vocab_size, slots)

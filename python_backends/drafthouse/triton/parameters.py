@@ -1,6 +1,7 @@
 """Parameters of a model's config.pbtxt, read once at load; an unknown or malformed one refuses the load."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,6 +50,13 @@ class Parameters:
         """Refuse parameters that nobody asked for."""
         for name, value in self._values.items():
             raise invalid(name, value, known)
+
+
+def parameter_in(config_file: Path, name: str) -> str | None:
+    """A string parameter of another model's config.pbtxt as it lies on disk; None when it names none."""
+    entry = rf'key:\s*"{re.escape(name)}"\s*,?\s*value:?\s*{{\s*string_value:\s*"([^"]*)"'
+    found = re.search(entry, config_file.read_text(encoding="utf-8"))
+    return found.group(1) if found else None
 
 
 def version_folder(args: Mapping[str, str]) -> Path:
