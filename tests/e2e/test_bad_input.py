@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 
 from drafthouse.engine.contract import StepCall, StepRow
+from drafthouse.fusion.contract import DraftCall, DraftRow
+from drafthouse.routing.contract import RouteRow
 from drafthouse.triton.codec.engine import pack_step
-from drafthouse.triton.codec.envelope import Envelope
-from drafthouse.triton.schema import ENGINE, LEASE_SECRET, MESSAGE
-from drafthouse_client import Client
+from drafthouse.triton.codec.envelope import Envelope, Tensors
+from drafthouse.triton.codec.fusion import pack_draft
+from drafthouse.triton.codec.routing import pack_route
+from drafthouse.triton.schema import ENGINE, LEASE_SECRET, MESSAGE, messages_of
+from drafthouse_client import Client, GenerateOptions
 from e2e.wire import grpc_generate, http_generate, http_post
 
 PROMPT = "def add(a, b):"
@@ -90,6 +94,10 @@ def assert_refused(errors: list[str], case: Case) -> None:
     assert '.py"' not in errors[0]
 
 
+def engine_epochs(client: Client) -> dict[str, int]:
+    return {name: engine["engine_epoch"] for name, engine in client.stats()["engines"].items()}
+
+
 def assert_all_free(client: Client) -> None:
     stats = client.stats()
     assert stats["running"] == 0
@@ -151,16 +159,50 @@ def test_a_forged_control_call_is_forbidden(server: Any, path: str) -> None:  # 
     assert status == 403
 
 
-FORGED_STEP = pack_step(StepCall([StepRow(1, 0, np.array([5], np.int32), 1)]))
+TOKENS = np.array([5], np.int32)
+DRAFT_ROW = DraftRow(1, 0, TOKENS, 1, np.ones(5, np.float32))
+NO_ROUNDS = np.zeros((5, 0), np.int32)
+ROUTE_ROW = RouteRow(1, *np.zeros((2, 5), np.float32), NO_ROUNDS, NO_ROUNDS.astype(np.float32), NO_ROUNDS[0], np.ones(5, np.bool_))
+FORGED: dict[str, Tensors] = {
+    "target": pack_step(StepCall([StepRow(1, 0, TOKENS, 1)])),
+    "drafter_code": pack_step(StepCall([StepRow(1, 0, TOKENS, 1)])),
+    "fusion": pack_draft(DraftCall([DRAFT_ROW])),
+    "router": pack_route([ROUTE_ROW]),
+}
+"""What each inner model would take if it came with the secret."""
 
 
-@pytest.mark.parametrize("model", ["target", "drafter_code", "fusion", "router"])
+@pytest.mark.parametrize("model", FORGED)
 @pytest.mark.parametrize("secret", [b"", bytes(64), b"guess" * 13], ids=["none", "zeros", "guess"])
 def test_a_forged_engine_call_changes_nothing(server: Any, client: Client, model: str, secret: bytes) -> None:  # noqa: ANN401
-    sections = {**FORGED_STEP, LEASE_SECRET.name: np.frombuffer(secret, np.uint8)}
-    status, reply = post_message(server.http_url, model, Envelope(ENGINE.call).seal(sections).tolist())
+    epochs = engine_epochs(client)
+    sections = {**FORGED[model], LEASE_SECRET.name: np.frombuffer(secret, np.uint8)}
+    status, reply = post_message(server.http_url, model, Envelope(messages_of(model).call).seal(sections).tolist())
     assert status >= 400
-    assert "field=lease_secret" in json.loads(reply)["error"] or model == "router"
+    assert "field=lease_secret" in json.loads(reply)["error"]
+    assert_all_free(client)
+    assert engine_epochs(client) == epochs, "no engine died of it or started anew"
+
+
+def test_forged_releases_do_not_touch_a_running_stream(server: Any, client: Client) -> None:  # noqa: ANN401
+    """Uids are random, so these name no request; that each call is refused for its secret is what keeps a right guess out."""
+    options = GenerateOptions(max_tokens=200, min_tokens=200)
+    undisturbed = client.generate(PROMPT, options).output_ids
+    epochs = engine_epochs(client)
+    sections = {**pack_step(StepCall(()), range(1000)), LEASE_SECRET.name: np.zeros(64, np.uint8)}
+    forged = Envelope(ENGINE.call).seal(sections).tolist()
+    ids: list[int] = []
+    num_forged = 0
+    for chunk in client.stream(PROMPT, options):
+        ids.extend(chunk.output_ids)
+        if num_forged < 10:
+            status, reply = post_message(server.http_url, "target", forged)
+            assert status >= 400
+            assert "field=lease_secret" in json.loads(reply)["error"]
+            num_forged += 1
+    assert num_forged == 10
+    assert tuple(ids) == undisturbed
+    assert engine_epochs(client) == epochs
     assert_all_free(client)
 
 

@@ -13,6 +13,7 @@ from drafthouse_load.stats import ServerStats, parse_stats, read_when_idle
 
 PROMPT = "def add(a, b):"
 GREEDY = GenerateOptions(max_tokens=12, temperature=0.0)
+LONG = GenerateOptions(max_tokens=400, min_tokens=400, temperature=0.0)
 UNTIL_FREE_S = 20.0
 
 
@@ -24,6 +25,12 @@ def settled(client: Client) -> ServerStats:
         time.sleep(0.05)
         stats = parse_stats(client.stats())
     return stats
+
+
+def finished_and_cancelled(client: Client) -> tuple[int, int]:
+    """How many requests ended by themselves so far, and how many because their client went away."""
+    stats = client.stats()
+    return stats["finished"], stats["failed"].get("CANCELLED", 0)
 
 
 def test_generate_and_stream_give_the_same_answer(server: TritonServer) -> None:
@@ -87,25 +94,26 @@ def test_a_refusal_carries_code_and_field(server: TritonServer) -> None:
 
 
 def test_closing_a_stream_frees_its_slots(server: TritonServer) -> None:
-    long = GenerateOptions(max_tokens=200, min_tokens=150, temperature=0.0)
     with Client(server.grpc_address) as client:
-        with closing(client.stream(PROMPT, long)) as stream:
+        finished, cancelled = finished_and_cancelled(client)
+        with closing(client.stream(PROMPT, LONG)) as stream:
             next(stream)
         stats = settled(client)
+        assert finished_and_cancelled(client) == (finished, cancelled + 1), "it was cut short, it did not run to its end"
     assert stats.idle
     assert stats.leaked_slots == {}
 
 
 def test_closing_an_async_stream_frees_its_slots(server: TritonServer) -> None:
-    long = GenerateOptions(max_tokens=200, min_tokens=150, temperature=0.0)
-
     async def run() -> None:
-        async with AsyncClient(server.grpc_address) as client, aclosing(client.stream(PROMPT, long)) as stream:
+        async with AsyncClient(server.grpc_address) as client, aclosing(client.stream(PROMPT, LONG)) as stream:
             await anext(stream)
 
-    asyncio.run(run())
     with Client(server.grpc_address) as client:
+        finished, cancelled = finished_and_cancelled(client)
+        asyncio.run(run())
         stats = settled(client)
+        assert finished_and_cancelled(client) == (finished, cancelled + 1), "it was cut short, it did not run to its end"
     assert stats.idle
     assert stats.leaked_slots == {}
 

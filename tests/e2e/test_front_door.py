@@ -152,11 +152,15 @@ def test_a_browser_that_goes_away_frees_its_slot(server: TritonServer, client: C
     connection.request("POST", "/v2/models/cosine/generate_stream", body)
     stream = connection.getresponse()
     assert stream.readline().startswith(b"data:")
-    assert client.stats()["running"] == 1
+    before = client.stats()
+    assert before["running"] == 1
     assert connection.sock is not None
     connection.sock.shutdown(socket.SHUT_RDWR)
     connection.close()
     wait_until_idle(client)
+    after = client.stats()
+    assert after["failed"].get("CANCELLED", 0) == before["failed"].get("CANCELLED", 0) + 1
+    assert after["finished"] == before["finished"], "it was cut short, it did not run to its end"
 
 
 def test_a_full_queue_says_so_and_loses_nobody(repository_dir: Any, tmp_path: Any) -> None:  # noqa: ANN401
