@@ -9,6 +9,8 @@ from pathlib import Path
 
 from rich.text import Text
 
+from drafthouse.core.errors import ClientError, ErrorCode
+from drafthouse.sampling.vocabulary import read_token_bytes
 from drafthouse_client.completion import TARGET_SOURCE, Chunk, Completion
 
 _COLOURS = ("green", "cyan", "magenta", "yellow", "blue", "bright_red", "bright_green", "bright_cyan")
@@ -28,18 +30,22 @@ def colour_of(source: int) -> str:
 
 
 def token_byte_lengths(tokenizer_file: Path) -> dict[int, int]:
-    """Bytes of text behind each token id of a byte-level BPE ``tokenizer.json``; special tokens have none.
+    """Bytes of text behind each token id of a ``tokenizer.json``; special tokens have none.
 
-    In a byte-level vocabulary every character of an entry stands for one byte. Returns {} for any other tokenizer.
+    Returns {} for a tokenizer whose tokens do not stand for bytes of their own (see `read_token_bytes`).
     """
-    data = json.loads(tokenizer_file.read_text(encoding="utf-8"))
-    decoder = data.get("decoder") or {}
-    if decoder.get("type") != "ByteLevel":
+    content = json.loads(tokenizer_file.read_text(encoding="utf-8"))
+    vocab = content["model"].get("vocab")
+    if not isinstance(vocab, dict):
         return {}
-    lengths = {int(token_id): len(entry) for entry, token_id in data["model"]["vocab"].items()}
-    for token in data.get("added_tokens", []):
-        lengths[token["id"]] = 0 if token["special"] else len(token["content"].encode())
-    return lengths
+    token_ids = {*vocab.values(), *(token["id"] for token in content.get("added_tokens", []))}
+    try:
+        token_bytes = read_token_bytes(tokenizer_file, max(token_ids, default=-1) + 1)
+    except ClientError as error:
+        if error.code is not ErrorCode.UNSUPPORTED:
+            raise
+        return {}
+    return {token_id: len(token_bytes[token_id]) for token_id in token_ids}
 
 
 class Painter:

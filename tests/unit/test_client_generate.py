@@ -61,6 +61,15 @@ def test_byte_lengths_come_from_a_byte_level_tokenizer(tmp_path: Path) -> None:
     assert token_byte_lengths(file) == {0: 0, 1: 1, 2: 4, 3: 2, 9: 3}
     file.write_text(json.dumps(data | {"decoder": None}), encoding="utf-8")
     assert token_byte_lengths(file) == {}
+    file.write_text(json.dumps(data | {"model": {"vocab": [["a", -1.5]]}}), encoding="utf-8")  # not BPE
+    assert token_byte_lengths(file) == {}
+
+
+def test_byte_lengths_come_from_a_tokenizer_with_byte_fallback(tmp_path: Path) -> None:
+    data = {"decoder": {"type": "ByteFallback"}, "model": {"vocab": {"<0xC3>": 0, "\u2581the": 1}}, "added_tokens": []}
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(data), encoding="utf-8")
+    assert token_byte_lengths(file) == {0: 1, 1: 4}
 
 
 def test_legend_and_figures() -> None:
