@@ -2,7 +2,8 @@
 #
 #   make demo       install, build the demo engines, compare speculation on and off, stop
 #   make serve      the same server, up until Ctrl-C (SERVE_ARGS="--http-port 9000")
-#   make test       what CI runs; make test-slow adds what takes longer than five minutes
+#   make test       what CI runs (installs torch: gigabytes, unless a CPU build of it is in .venv already)
+#   make test-slow  what takes longer than five minutes
 #   make lint       ruff and mypy --strict
 #   make bench      ratios of this machine, as JSON in BENCH_JSON
 #   make clean      remove the environment and everything built
@@ -60,6 +61,9 @@ install-dev: $(VENV)/.installed-dev
 $(BIN)/python:
 	@test -n "$(PYTHON)" && $(PYTHON) -c $(SUPPORTED) \
 	  || { echo "error: found no Python 3.11 or 3.12; install one, or run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+	  || { echo "error: $(PYTHON) cannot make an environment (it has no ensurepip); on Debian and Ubuntu:" \
+	       "sudo apt-get install python$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv" >&2; exit 1; }
 	@echo "==> creating $(VENV) with $(PYTHON)"
 	$(PYTHON) -m venv $(VENV)
 
@@ -70,7 +74,8 @@ $(VENV)/.installed-serve: $(BIN)/python pyproject.toml deploy/locks/py311-serve.
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-serve deploy/locks/py311-dev.txt deploy/locks/py312-dev.txt
-	@echo "==> installing the pinned test and training dependencies (torch among them)"
+	@echo "==> installing the pinned test and training dependencies; torch is among them: the default build brings NVIDIA's"
+	@echo "    libraries and is gigabytes to download, PyTorch's CPU build of the same version (0.8 GB on disk) is kept if it is in $(VENV)"
 	$(PIP) install --requirement $(LOCK)-dev.txt
 	@touch $@
 
