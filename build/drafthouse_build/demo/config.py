@@ -121,7 +121,7 @@ FULL = Preset(
     drafter_shape=ModelShape(num_layers=2, hidden_size=128, intermediate_size=384),
     target=PhaseSettings(560, 8192, _TARGET_OPTIMISER),
     distill=PhaseSettings(160, 2048, _DISTILL_OPTIMISER),
-    on_policy=PhaseSettings(900, 2048, _ON_POLICY_OPTIMISER),
+    on_policy=PhaseSettings(1300, 2048, _ON_POLICY_OPTIMISER),
     rollouts=RolloutSettings(tokens_per_domain=150_000, batch_size=512, max_new_tokens=160),
     corpus_tokens_per_domain=100_000,
     held_out_tokens_per_domain=8_000,
