@@ -98,11 +98,8 @@ def _copy_templates(templates: Path, output: Path, names: list[str], slots: int 
     engine = {} if slots is None else {"slots": str(slots)}
     ensemble = {"drafters": ",".join(names)}
     single = read_parameter(templates / "cosine", "single_drafter")
-    # The baseline drafter of the templates stays out of the collaboration; an ensemble without it works as a whole.
-    experts = [name for name in names if name != single]
-    collaborators = ",".join(experts if experts else names)
     parameters = {
-        "cosine": {**engine, **ensemble, "single_drafter": single if single in names else names[0], "collaborators": collaborators},
+        "cosine": {**engine, **ensemble, "single_drafter": single if single in names else names[0]},
         "router": {},
         "fusion": ensemble,
         "target": engine,
