@@ -18,8 +18,9 @@ def row(
     return DraftRow(uid, prefix_len, np.array(tokens, np.int32), num_draft_tokens, np.array(weights, np.float32))
 
 
-def fusion_of(*drafters: ScriptedDrafter, max_branches: int = 0, timeout_s: float = 5.0) -> CollaborativeFusion:
-    return CollaborativeFusion(drafters, [drafter.max_step_tokens for drafter in drafters], FusionOptions(timeout_s, max_branches))
+def fusion_of(*drafters: ScriptedDrafter, max_branches: int = 0, timeout_s: float = 5.0, fuse_every: int = 1) -> CollaborativeFusion:
+    options = FusionOptions(timeout_s, max_branches, fuse_every)
+    return CollaborativeFusion(drafters, [drafter.max_step_tokens for drafter in drafters], options)
 
 
 def draft(fusion: Fusion, *rows: DraftRow, release: Sequence[int] = ()) -> DraftResult:

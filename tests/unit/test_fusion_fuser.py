@@ -45,6 +45,29 @@ def test_two_drafters_cost_one_call_each_per_position_and_follow_the_fused_trunk
     assert result.draft_session_ns == 3 * SESSION_NS_PER_CALL
 
 
+def test_between_fusion_points_drafters_write_by_themselves() -> None:
+    one, two = ScriptedDrafter("code", counts(1, 0.6)), ScriptedDrafter("math", counts(2, 0.5))
+    result = draft(fusion_of(one, two, fuse_every=2), row([1.0, 1.0], num_draft_tokens=5))
+    (got,) = result.rows
+    assert got.tree.tokens.tolist() == [21, 22, 23, 24, 25]
+    assert num_steps(one) == num_steps(two) == [2, 2, 1]
+    # What the second one wrote after its own first token was for another text: it has no say there.
+    assert got.proposals.tolist() == [[21, 22, 23, 24, 25], [22, -1, 24, -1, 26]]
+    assert result.draft_session_ns == 5 * SESSION_NS_PER_CALL
+
+
+def test_a_drafter_keeps_its_say_for_as_long_as_it_agrees() -> None:
+    def writes(*tokens_and_probs: tuple[int, float]) -> ScriptedDrafter:
+        return ScriptedDrafter("d", lambda context: [tokens_and_probs[len(context) - 2]])
+
+    agreeing = writes((5, 0.6), (6, 0.3), (7, 0.3))
+    other = writes((5, 0.5), (8, 0.9), (9, 0.4))
+    (got,) = draft(fusion_of(agreeing, other, fuse_every=3), row([1.0, 1.0])).rows
+    assert got.tree.tokens.tolist() == [5, 8, 9]
+    assert got.tree.source.tolist() == [0, 1, 1]
+    assert got.proposals.tolist() == [[5, 6, -1], [5, 8, 9]]
+
+
 @pytest.mark.parametrize(("weights", "source"), [([1.0, 0.5], 0), ([0.5, 1.0], 1), ([1.0, 0.75], 0)])
 def test_raw_confidence_loses_to_the_weight(weights: list[float], source: int) -> None:
     modest, sure = ScriptedDrafter("code", says(7, prob=0.6)), ScriptedDrafter("math", says(8, prob=0.75))
@@ -177,5 +200,7 @@ def test_interleaved_rounds_give_the_same_trees_as_serial_ones() -> None:
 def test_options_and_limits_are_checked() -> None:
     with pytest.raises(ValueError, match="call_timeout_s"):
         FusionOptions(call_timeout_s=0.0)
+    with pytest.raises(ValueError, match="fuse_every"):
+        FusionOptions(fuse_every=0)
     with pytest.raises(ValueError, match="2 limits"):
         CollaborativeFusion([ScriptedDrafter("a", counts())], [64, 64])

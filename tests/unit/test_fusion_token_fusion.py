@@ -77,7 +77,8 @@ def test_every_tree_keeps_the_promises(seed: int) -> None:
 
     drafters = [talk(salt) for salt in range(3)]
     max_branches = rng.choice([0, 1, 4])
-    fusion = CollaborativeFusion(drafters, [drafter.max_step_tokens for drafter in drafters], FusionOptions(5.0, max_branches))
+    options = FusionOptions(5.0, max_branches, rng.choice([1, 2, 5]))
+    fusion = CollaborativeFusion(drafters, [drafter.max_step_tokens for drafter in drafters], options)
     rows = [
         DraftRow(
             uid,

@@ -16,11 +16,12 @@ class FusionOptions:
 
     call_timeout_s: float = 1.0  # a drafter that takes longer for one call is left out of the rest of the round
     max_branches: int = 0  # proposals beside the trunk, per tree; 0 = chains, whose verified text is byte-identical
+    fuse_every: int = 1  # tokens that drafters write by themselves between two fusion points; 1 = CoSine's way
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value that makes no sense."""
-        if self.call_timeout_s <= 0 or self.max_branches < 0:
-            raise ValueError(f"call_timeout_s must be > 0 and max_branches >= 0: {self}")
+        if self.call_timeout_s <= 0 or self.fuse_every < 1 or self.max_branches < 0:
+            raise ValueError(f"call_timeout_s must be > 0, fuse_every >= 1 and max_branches >= 0: {self}")
 
 
 class CollaborativeFusion:
@@ -62,7 +63,7 @@ class CollaborativeFusion:
         options = self._options
         num_candidates = 2 if options.max_branches else 1
         lanes = [
-            DrafterLane(client, ledger, limit, options.call_timeout_s, num_candidates)
+            DrafterLane(client, ledger, limit, options.call_timeout_s, num_candidates, options.fuse_every)
             for client, ledger, limit in zip(self._drafters, self._ledgers, self._max_step_tokens, strict=True)
         ]
         for row in rows:

@@ -41,13 +41,16 @@ class ReleaseLedger:
 class DrafterLane:
     """Makes one drafter's calls for all requests (``seats``) that it takes part in. Never raises for its fault."""
 
-    def __init__(self, client: DrafterClient, ledger: ReleaseLedger, max_step_tokens: int, timeout_s: float, num_candidates: int) -> None:
+    def __init__(
+        self, client: DrafterClient, ledger: ReleaseLedger, max_step_tokens: int, timeout_s: float, num_candidates: int, fuse_every: int
+    ) -> None:
         self.seats: list[Seat] = []
         self._client = client
         self._ledger = ledger
         self._max_step_tokens = max_step_tokens
         self._timeout_s = timeout_s
         self._num_candidates = num_candidates
+        self._fuse_every = fuse_every
 
     @property
     def waiting(self) -> list[Seat]:
@@ -77,10 +80,11 @@ class DrafterLane:
         """Ask for the next tokens of these seats' trunks. Returns session time in ns.
 
         A lane whose requests all depend on it alone extends them to their end in this one call; rows that want less
-        than the longest simply ignore the rest. Otherwise one token: the other drafters have a say in the next.
+        than the longest simply ignore the rest. Otherwise as many tokens as lie between two fusion points.
         """
         is_alone = all(len(seat.row.active) == 1 for seat in seats)
-        num_steps = max(seat.row.num_missing for seat in seats) if is_alone else 1
+        num_missing = max(seat.row.num_missing for seat in seats)
+        num_steps = num_missing if is_alone else min(num_missing, self._fuse_every)
         session_ns = await self._ask(seats, num_steps)
         behind = [seat for seat in seats if seat in seat.row.active and not seat.fresh]
         if behind:  # they answered NEEDS_PREFILL and can be brought up to date with what this round carries

@@ -100,20 +100,23 @@ class RowDraft:
         return StepRow(self.row.request_uid, position, tokens, num_tokens, None, self.row.sampling)
 
     def extend(self) -> None:
-        """Fuse what the drafters have just proposed: one token, or a lone drafter's whole extension."""
-        num_missing = self.num_missing
-        if num_missing <= 0:
-            return
-        num_new = 1 if len(self.active) > 1 else min(num_missing, len(self.active[0].fresh))
-        for index in range(num_new):
-            offered = [seat.proposal(*seat.fresh[index]) for seat in self.active]
-            self.trunk.append(most_confident(offered))
+        """Fuse what the drafters have just proposed: one token each, or what each wrote by itself since the last fusion point.
+
+        At every position the most confident proposal wins; a drafter that had written something else has no say in what follows it
+        until the next fusion point, because it wrote that for another text.
+        """
+        agreeing = self.active
+        index = 0
+        while self.num_missing > 0 and any(index < len(seat.fresh) for seat in agreeing):
+            agreeing = [seat for seat in agreeing if index < len(seat.fresh)]
+            best = most_confident([seat.proposal(*seat.fresh[index]) for seat in agreeing])
+            self.trunk.append(best)
             for seat in self.active:
-                seat.proposed.append(seat.fresh[index])
+                seat.proposed.append(seat.fresh[index] if seat in agreeing else (NO_TOKEN, 0.0))
             if self.max_branches:
-                self._offered.append([seat.proposal(*candidate) for seat in self.active for candidate in seat.candidates[index]])
-            if self.num_missing == 0:
-                break
+                self._offered.append([seat.proposal(*candidate) for seat in agreeing for candidate in seat.candidates[index]])
+            agreeing = [seat for seat in agreeing if seat.fresh[index][0] == best.token]
+            index += 1
         self._shared_row = None
 
     def result(self, num_drafters: int) -> DraftRowResult:

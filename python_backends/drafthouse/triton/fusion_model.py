@@ -15,7 +15,8 @@ from drafthouse.triton.parameters import Parameters
 from drafthouse.triton.schema import FUSION
 from drafthouse.triton.wiring import drafter_model_name
 
-KNOWN = "drafters, call_timeout_ms, max_branches"
+KNOWN = "drafters, call_timeout_ms, fuse_every, max_branches"
+MAX_FUSE_EVERY = 64
 MAX_BRANCHES = 32
 
 
@@ -29,7 +30,11 @@ class FusionModel(InnerModel):
         parameters = Parameters.from_triton(args)
         drafters = parameters.names("drafters")
         timeout_ms = parameters.integer("call_timeout_ms", 2000, 1, 600_000)
-        options = FusionOptions(timeout_ms / 1e3, parameters.integer("max_branches", 0, 0, MAX_BRANCHES))
+        options = FusionOptions(
+            call_timeout_s=timeout_ms / 1e3,
+            fuse_every=parameters.integer("fuse_every", 1, 1, MAX_FUSE_EVERY),
+            max_branches=parameters.integer("max_branches", 0, 0, MAX_BRANCHES),
+        )
         parameters.finish(KNOWN)
         repository = Path(args["model_repository"]).parent
         models = [drafter_model_name(name) for name in drafters]
