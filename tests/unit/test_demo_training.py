@@ -265,7 +265,7 @@ def test_all_stages_run_on_a_tiny_corpus_and_a_second_run_has_nothing_to_do(tmp_
     matrix = json.loads((out / "acceptance.json").read_text(encoding="utf-8"))
     assert len(matrix["cells"]) == len(DRAFTERS) * 4 * 3 * len(SMOKE.acceptance.draft_lengths)
     assert all(cell["low"] <= cell["tokens_per_round"] <= cell["high"] <= cell["draft_tokens"] + 1 for cell in matrix["cells"])
-    general, expert = (json.loads((out / "results" / f"{name}_on_policy.json").read_text()) for name in ("general", "code"))
+    general, expert = (json.loads((out / "results" / f"{name}_branch.json").read_text()) for name in ("general", "code"))
     assert general["steps"] == 4 * expert["steps"]
     assert "| `general` |" in (out / "README.md").read_text(encoding="utf-8")
     weights = {name: (out / name / "model.safetensors").stat().st_mtime_ns for name in ("target", *DRAFTERS)}

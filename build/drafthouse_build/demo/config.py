@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 EXPERTS = ("code", "math", "drama", "docs")
 GENERAL = "general"
 DRAFTERS = (*EXPERTS, GENERAL)
+# What all drafters start from; it is not shipped.
+BASE = "base"
 EOS_TOKEN = "<|eos|>"
 EOS_ID = 0
 
@@ -98,6 +100,8 @@ class Preset:
     target: PhaseSettings
     distill: PhaseSettings
     on_policy: PhaseSettings
+    # Steps of one expert; `general` gets as many as all experts together.
+    branch: PhaseSettings
     rollouts: RolloutSettings
     corpus_tokens_per_domain: int
     held_out_tokens_per_domain: int
@@ -113,6 +117,7 @@ _TARGET_OPTIMISER = OptimiserSettings(matrix_lr=0.02, vector_lr=0.004, warmup_st
 # The corpus only prepares a drafter for the target's outputs: most of the decay belongs to the second phase.
 _DISTILL_OPTIMISER = OptimiserSettings(matrix_lr=0.02, vector_lr=0.004, warmup_steps=20, decay_fraction=0.2)
 _ON_POLICY_OPTIMISER = OptimiserSettings(matrix_lr=0.02, vector_lr=0.004, warmup_steps=20, decay_fraction=0.7)
+_BRANCH_OPTIMISER = OptimiserSettings(matrix_lr=0.01, vector_lr=0.002, warmup_steps=20, decay_fraction=1.0)
 
 FULL = Preset(
     name="full",
@@ -120,8 +125,9 @@ FULL = Preset(
     target_shape=ModelShape(num_layers=8, hidden_size=320, intermediate_size=896),
     drafter_shape=ModelShape(num_layers=2, hidden_size=128, intermediate_size=384),
     target=PhaseSettings(560, 8192, _TARGET_OPTIMISER),
-    distill=PhaseSettings(160, 2048, _DISTILL_OPTIMISER),
-    on_policy=PhaseSettings(1300, 2048, _ON_POLICY_OPTIMISER),
+    distill=PhaseSettings(640, 2048, _DISTILL_OPTIMISER),
+    on_policy=PhaseSettings(5200, 2048, _ON_POLICY_OPTIMISER),
+    branch=PhaseSettings(600, 2048, _BRANCH_OPTIMISER),
     rollouts=RolloutSettings(tokens_per_domain=150_000, batch_size=512, max_new_tokens=160),
     corpus_tokens_per_domain=100_000,
     held_out_tokens_per_domain=8_000,
@@ -136,6 +142,7 @@ SMOKE = Preset(
     target=PhaseSettings(40, 1024, _TARGET_OPTIMISER),
     distill=PhaseSettings(10, 512, _DISTILL_OPTIMISER),
     on_policy=PhaseSettings(10, 512, _ON_POLICY_OPTIMISER),
+    branch=PhaseSettings(10, 512, _BRANCH_OPTIMISER),
     rollouts=RolloutSettings(tokens_per_domain=800, batch_size=8, max_new_tokens=24, prompt_tokens_max=16, top_logits=16),
     corpus_tokens_per_domain=800,
     held_out_tokens_per_domain=200,

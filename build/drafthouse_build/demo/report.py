@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from drafthouse_build.demo.acceptance import GREEDY, MODES, OWN_NOISE, SHARED_NOISE
-from drafthouse_build.demo.config import DRAFTERS, EXPERTS, GENERAL
+from drafthouse_build.demo.config import BASE, DRAFTERS, EXPERTS, GENERAL
 from drafthouse_build.demo.workspace import Workspace
 
 _MODE_TITLES = {
@@ -34,6 +34,10 @@ other. In brackets: 95 % interval, bootstrap over prompts. Bold: a drafter on it
 are in `build/demo_models/acceptance.json`.
 """
 
+_GOALS = """Goals: at least {tokens:.1f} tokens per round at {drafted} draft tokens, greedy, and at least {margin:.2f} times `general`,
+which had the data, tokens, steps and on-policy training of all experts together (all five continue from one common base).
+"""
+
 _INTRODUCTION = """One target and five drafters for Drafthouse, trained from nothing by `drafthouse train-demo` on a CPU. All
 are Llama models in ordinary Hugging Face folders (bfloat16 safetensors, tied embeddings) with one byte-level BPE tokenizer
 of {vocab_size} tokens. Documents, and therefore outputs, end with token 0 (`<|eos|>`).
@@ -43,12 +47,15 @@ _RECIPE = """1. Target: {target_steps} steps of {target_tokens:,} tokens; rows o
    every {long_every}th step rows of {long_tokens}; shares of the domains: {shares}.
    Muon for the matrices of the layers, AdamW for the rest;
    warm-up, plateau and linear decay to zero; bfloat16 autocast.
-2. Drafters, phase 1: {distill_steps} steps of at most {distill_tokens:,} tokens on {corpus_tokens:,} tokens of the own corpus:
-   divergence from the target's distribution (its {top} most likely tokens, the rest as one bucket) plus {corpus_weight} ×
-   cross-entropy. The embeddings start as the target's, projected on their main directions.
-3. Phase 2, on-policy: {policy_steps} steps of at most {policy_tokens:,} tokens on texts with at least {rollout_tokens:,} tokens that the
-   target wrote after starts of training documents: half greedy (plus {greedy_weight} × cross-entropy), half at temperature {temperature}.
-4. `general`: the data of all experts together, and {experts} times the steps of one expert in both phases.
+2. Base of all drafters (not shipped), on the data of all domains. First {distill_steps} steps of at most {distill_tokens:,} tokens on
+   {corpus_tokens:,} tokens of each corpus: divergence from the target's distribution (its {top} most likely tokens, the rest
+   as one bucket) plus {corpus_weight} × cross-entropy. The embeddings start as the target's, projected on their main directions.
+   Then, on-policy, {policy_steps:,} steps on texts with at least {rollout_tokens:,} tokens per domain that the target wrote after starts
+   of training documents: half greedy (plus {greedy_weight} × cross-entropy), half at temperature {temperature}.
+3. Experts: each continues from the base for {branch_steps:,} steps on the target's outputs in its own domain (Branch-Train-Merge,
+   Li et al. 2022, arXiv 2208.03306, without the merge).
+4. `general` continues from the base for {experts} × {branch_steps:,} steps on the outputs of all domains, in proportion to their size:
+   counting the common base once on both sides, it gets the data, tokens and steps of all experts together.
 """
 
 _LOSSES = """Held-out loss of the target (cross-entropy, nats per token) and of the drafters on the target's outputs for
@@ -89,8 +96,7 @@ def acceptance_page(matrix: dict[str, Any], work: Workspace) -> str:
         "Written by `drafthouse train-demo --stage report`.\n",
         "## Goals\n",
         goals_table(matrix),
-        f"Goals: at least {_GOAL_TOKENS_PER_ROUND:.1f} tokens per round at {_GOAL_DRAFT_TOKENS} draft tokens, greedy, and at least "
-        f"{_GOAL_MARGIN:.2f} times `{GENERAL}`, which had\nthe data, tokens, steps and on-policy training of all experts together.\n",
+        _GOALS.format(tokens=_GOAL_TOKENS_PER_ROUND, drafted=_GOAL_DRAFT_TOKENS, margin=_GOAL_MARGIN),
     ]
     for mode in MODES:
         parts.append(f"## {_MODE_TITLES[mode].format(t=settings.temperature)}\n")
@@ -201,7 +207,7 @@ def _recipe(work: Workspace) -> str:
         top=rollouts.top_logits,
         corpus_weight=rollouts.label_weight_corpus,
         policy_steps=preset.on_policy.num_steps,
-        policy_tokens=preset.on_policy.tokens_per_step,
+        branch_steps=preset.branch.num_steps,
         rollout_tokens=rollouts.tokens_per_domain,
         greedy_weight=rollouts.label_weight_greedy,
         temperature=rollouts.sampled_temperature,
@@ -216,7 +222,7 @@ def _notes(work: Workspace) -> list[str]:
 
 
 def _losses_table(work: Workspace) -> str:
-    phases = ["target", *(f"{name}_{label}" for name in DRAFTERS for label in ("distill", "on_policy"))]
+    phases = ["target", f"{BASE}_distill", f"{BASE}_on_policy", *(f"{name}_branch" for name in DRAFTERS)]
     rows = []
     for phase in phases:
         result = work.result(phase) or {}

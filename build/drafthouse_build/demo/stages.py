@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from drafthouse_build.demo.acceptance import measure
-from drafthouse_build.demo.config import DRAFTERS, EXPERTS, GENERAL
+from drafthouse_build.demo.config import BASE, DRAFTERS, EXPERTS, GENERAL, PhaseSettings
 from drafthouse_build.demo.drafter import new_drafter, train_drafter_phase
-from drafthouse_build.demo.loop import maybe_compile
+from drafthouse_build.demo.loop import PhaseResult, maybe_compile
 from drafthouse_build.demo.model import Llama, attend_once
 from drafthouse_build.demo.rollouts import Rollout, choose_greedily, choose_sampled, document_starts, generate
 from drafthouse_build.demo.target import train_target
@@ -115,30 +115,45 @@ def _store_set(work: Workspace, target: Llama, domain: str, kind: str, texts: Se
     work.console.log(f"{domain}: {kind} set of {data.num_tokens} tokens in {len(data)} rows")
 
 
-def run_drafter(work: Workspace, name: str, compiled: bool) -> None:
-    """Train one drafter in two phases and write its folder.
+def run_base(work: Workspace, compiled: bool) -> None:
+    """Train what all drafters start from: on the corpora, then on the target's outputs, of all domains."""
+    if work.result(f"{BASE}_on_policy"):
+        return
+    seed = work.preset.seed + len(DRAFTERS)
+    model = new_drafter(work.preset.drafter_shape, work.load_model("target"), seed)
+    phases = (("corpus", "distill", work.preset.distill), ("outputs", "on_policy", work.preset.on_policy))
+    for kind, label, phase in phases:
+        key = f"{BASE}_{label}"
+        result = _train_on(work, key, model, EXPERTS, kind, phase, seed, compiled)
+        if kind == "outputs":
+            work.save_model(BASE, model)
+        work.save_result(key, result)
 
-    ``general`` learns from the data of all experts and gets as many steps and tokens as they get together.
+
+def run_drafter(work: Workspace, name: str, compiled: bool) -> None:
+    """Branch one drafter off the base, on the target's outputs, and write its folder.
+
+    This is Branch-Train-Merge (Li et al. 2022, arXiv 2208.03306, section 3) without the merge: a branch keeps
+    what is common to all domains and spends its capacity on its own. ``general`` goes on with the outputs of
+    all domains and gets as many steps and tokens as all experts together.
     """
-    if work.result(f"{name}_on_policy"):
+    key = f"{name}_branch"
+    if work.result(key):
         return
     domains = EXPERTS if name == GENERAL else (name,)
-    target = work.load_model("target")
-    seed = work.preset.seed + 1 + DRAFTERS.index(name)
-    model = new_drafter(work.preset.drafter_shape, target, seed)
+    model = work.load_model(BASE)
+    seed = work.preset.seed + 2 * len(DRAFTERS) + DRAFTERS.index(name)
+    result = _train_on(work, key, model, domains, "outputs", work.preset.branch.times(len(domains)), seed, compiled)
+    work.save_model(name, model)
+    work.save_result(key, result)
+
+
+def _train_on(
+    work: Workspace, key: str, model: Llama, domains: Sequence[str], kind: str, phase: PhaseSettings, seed: int, compiled: bool
+) -> PhaseResult:
+    data = DistillationSet.join([DistillationSet.load(work.set_path(domain, kind)) for domain in domains])
     held_out = {domain: DistillationSet.load(work.set_path(domain, "held_out")) for domain in domains}
-    for kind, label, phase in (
-        ("corpus", "distill", work.preset.distill),
-        ("outputs", "on_policy", work.preset.on_policy),
-    ):
-        data = DistillationSet.join([DistillationSet.load(work.set_path(domain, kind)) for domain in domains])
-        key = f"{name}_{label}"
-        result = train_drafter_phase(
-            key, model, data, held_out, phase.times(len(domains)), seed, work.state_path(key), work.console, compiled
-        )
-        if kind == "outputs":
-            work.save_model(name, model)
-        work.save_result(key, result)
+    return train_drafter_phase(key, model, data, held_out, phase, seed, work.state_path(key), work.console, compiled)
 
 
 def run_acceptance(work: Workspace) -> None:

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from drafthouse_build.demo.config import DRAFTERS, FULL, SMOKE
 from drafthouse_build.demo.report import write_report
-from drafthouse_build.demo.stages import run_acceptance, run_drafter, run_sets, run_target
+from drafthouse_build.demo.stages import run_acceptance, run_base, run_drafter, run_sets, run_target
 from drafthouse_build.demo.workspace import Workspace
 
-STAGES = ("target", "sets", "drafters", "acceptance", "report")
+STAGES = ("target", "sets", "base", "drafters", "acceptance", "report")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_target(work, compiled)
     if "sets" in stages:
         run_sets(work, compiled)
+    if "base" in stages:
+        run_base(work, compiled)
     if "drafters" in stages:
         for name in options.drafter or DRAFTERS:
             run_drafter(work, name, compiled)
