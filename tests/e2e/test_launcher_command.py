@@ -32,6 +32,8 @@ class Command:
             [sys.executable, "-m", "drafthouse_client.cli", "serve", *options, "--exit-timeout-s", "2"],
             stderr=subprocess.PIPE,
             text=True,
+            # Under nohup, and on some build machines, SIGHUP is ignored and would stay so in the child.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
 
     def run(self) -> RunInfo | None:
