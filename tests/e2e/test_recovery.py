@@ -21,7 +21,7 @@ LONG = GenerateOptions(max_tokens=160, min_tokens=160, num_draft_tokens=5)
 ENDLESS = GenerateOptions(max_tokens=400, min_tokens=400, num_draft_tokens=5)
 NUM_SLOTS = 8
 """As the committed repository says."""
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 @pytest.fixture(scope="module")
