@@ -81,27 +81,34 @@ def test_a_pinned_drafter_that_died_drafts_again(fragile: TritonServer, expected
         wait_until(drafted)
 
 
-def test_a_dead_front_door_is_reloaded_and_serves_at_once(fragile: TritonServer, expected: tuple[int, ...]) -> None:
+@pytest.fixture
+def fresh(repository_dir: Path, tmp_path: Path) -> Iterator[TritonServer]:
+    """A server none of whose processes has been killed before."""
+    with TritonServer(free_port_config(repository_dir, log_dir=tmp_path)) as running:
+        yield running
+
+
+def test_a_dead_front_door_is_reloaded_and_serves_at_once(fresh: TritonServer, expected: tuple[int, ...]) -> None:
     """The streams that were lost held every slot; nobody will ever release those, and new requests must not wait for them."""
     told: list[str] = []
-    watch = FrontDoorWatch(fragile, told.append)
+    watch = FrontDoorWatch(fresh, told.append)
     watch.check()
     assert told == []
     with ExitStack() as clients, ThreadPoolExecutor(NUM_SLOTS) as threads:
-        lost = [clients.enter_context(Client(fragile.grpc_address)) for _ in range(NUM_SLOTS)]
+        lost = [clients.enter_context(Client(fresh.grpc_address)) for _ in range(NUM_SLOTS)]
         streams = [clients.enter_context(closing(client.stream(PROMPT, ENDLESS))) for client in lost]
         list(threads.map(next, streams))
         target = lost[0].stats()["engines"]["target"]
         assert (target["slots_free"], target["slots_total"]) == (0, NUM_SLOTS)
-        os.kill(stub_pid(fragile, "cosine"), signal.SIGKILL)
-        wait_until(lambda: model_process(fragile.pid, "cosine") is None)
+        os.kill(stub_pid(fresh, "cosine"), signal.SIGKILL)
+        wait_until(lambda: model_process(fresh.pid, "cosine") is None)
 
         def is_back() -> bool:
             watch.check()
             return told[-1:] == ["cosine is back."]
 
         wait_until(is_back)
-        with Client(fragile.grpc_address) as client:
+        with Client(fresh.grpc_address) as client:
             assert {engine["slots_free"] for engine in client.stats()["engines"].values()} == {NUM_SLOTS}
             answers = threads.map(lambda _: client.generate(PROMPT, LONG).output_ids, range(NUM_SLOTS))
             assert set(answers) == {expected}
