@@ -5,10 +5,10 @@ import dataclasses
 import logging
 import secrets
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from drafthouse.core.clock import now_ns
 from drafthouse.core.errors import ErrorCode, ServerError
 from drafthouse.engine.contract import EngineClient, EngineError, EngineLimits
 from drafthouse.fusion.contract import Fusion
@@ -98,7 +98,7 @@ class Pipeline:
 
     async def _round(self, active: Sequence[RequestState]) -> None:
         """Prefill one chunk, draft, verify; what is committed is sent at once."""
-        started_ns = time.perf_counter_ns()
+        started_ns = now_ns()
         stats = RoundStats()
         try:
             await self._target.revive()
@@ -109,7 +109,7 @@ class Pipeline:
             await self._verify.run(decoding, stats)
             self._book.settle(active)
         finally:
-            stats.wall_ns = time.perf_counter_ns() - started_ns
+            stats.wall_ns = now_ns() - started_ns
             self._observe(stats)
         if not stats.made_progress:
             await asyncio.sleep(PAUSE_WITHOUT_PROGRESS_S)

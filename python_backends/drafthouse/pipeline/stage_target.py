@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from drafthouse.core.clock import now_ns
 from drafthouse.core.errors import ErrorCode, ServerError
 from drafthouse.core.tree import DraftTree
 from drafthouse.engine.contract import EngineLimits, RowResult, RowStatus, StepCall, StepRow
@@ -55,7 +56,7 @@ class PrefillStage:
         chunks = self._plan([state for state in active if state.is_running and self.is_due(state)])
         if not chunks:
             return
-        started_ns = time.perf_counter_ns()
+        started_ns = now_ns()
         states = [chunk.state for chunk in chunks]
         ends = [chunk.row.prefix_len + chunk.row.num_committed for chunk in chunks]
         call = StepCall(
@@ -70,7 +71,7 @@ class PrefillStage:
             if chunk.state.is_running:
                 self._apply(chunk, answer, stats)
         stats.prefill_session_ns += result.session_ns
-        stats.prefill_wall_ns += time.perf_counter_ns() - started_ns
+        stats.prefill_wall_ns += now_ns() - started_ns
 
     def _plan(self, due: Sequence[RequestState]) -> list[_Chunk]:
         chunks: list[_Chunk] = []
@@ -112,7 +113,7 @@ class VerifyStage:
         states = [state for state in states if state.is_running]  # some may have been answered since the draft began
         if not states:
             return
-        started_ns = time.perf_counter_ns()
+        started_ns = now_ns()
         return_logprobs = any(state.request.return_log_probs for state in states)
         call = StepCall([_verify_row(state) for state in states], return_logprobs=return_logprobs)
         result = await beside(self._target.step(call), self._routes.refresh(states))
@@ -120,7 +121,7 @@ class VerifyStage:
             if state.is_running:
                 self._apply(state, answer, stats)
         stats.verify_session_ns += result.session_ns
-        stats.verify_wall_ns += time.perf_counter_ns() - started_ns
+        stats.verify_wall_ns += now_ns() - started_ns
 
     def _apply(self, state: RequestState, answer: RowResult, stats: RoundStats) -> None:
         draft, state.draft = state.draft, None
