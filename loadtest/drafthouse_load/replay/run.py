@@ -1,0 +1,226 @@
+"""One replay: closed-loop clients, the real pipeline, virtual time."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from drafthouse.core.errors import DrafthouseError
+from drafthouse.core.sampling_params import SamplingParams
+from drafthouse.fusion.fuser import CollaborativeFusion, FusionOptions
+from drafthouse.pipeline.config import PipelineConfig
+from drafthouse.pipeline.contract import GenerationRequest, OutputChunk
+from drafthouse.pipeline.loop import Pipeline, Services
+from drafthouse.pipeline.stats import RoundStats
+from drafthouse.routing.contract import Router
+from drafthouse_load.replay.cluster import CallerWork, EngineProcess, FusionProcess, RouterProcess
+from drafthouse_load.replay.costs import StageProfile, check_covers
+from drafthouse_load.replay.engine import ReplayEngine
+from drafthouse_load.replay.models import TARGET, ReplayModels
+from drafthouse_load.replay.outputs import ReferenceText, TargetOutputs
+from drafthouse_load.replay.virtual_time import BusyMeter, VirtualCore, run_virtual
+
+
+class ReplayError(RuntimeError):
+    """A request failed, or its text is not the target's: the pipeline, or the replay, is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayRecord:
+    """One request, in seconds of virtual time since the replay began."""
+
+    prompt_index: int
+    arrival_s: float
+    first_token_s: float
+    end_s: float
+    num_output_tokens: int
+
+    @property
+    def latency_s(self) -> float:
+        """From sending to the last token."""
+        return self.end_s - self.arrival_s
+
+
+@dataclass(frozen=True)
+class ReplayResult:
+    """What a replay did; the definitions are those of docs/metrics.md."""
+
+    records: tuple[ReplayRecord, ...]  # in the order of the prompts
+    wall_s: float
+    target_busy_s: float
+    drafters_busy_s: float  # at least one drafter was
+    sums: RoundStats  # over all rounds
+    rounds: tuple[RoundStats, ...] = field(repr=False)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Output tokens over the wall clock."""
+        return sum(record.num_output_tokens for record in self.records) / self.wall_s
+
+    @property
+    def latencies_ms(self) -> list[float]:
+        """By prompt."""
+        return [1e3 * record.latency_s for record in self.records]
+
+    @property
+    def accepted_len_mean(self) -> float:
+        """Tokens per request and verification, with the bonus token."""
+        return self.sums.num_verified_emitted / self.sums.num_verified_rows if self.sums.num_verified_rows else 0.0
+
+    @property
+    def verify_idle_share(self) -> float:
+        """Share of the wall clock in which the target's core is free."""
+        return 1.0 - self.target_busy_s / self.wall_s
+
+    @property
+    def draft_idle_share(self) -> float:
+        """Share of the wall clock in which no drafter's core is in use."""
+        return 1.0 - self.drafters_busy_s / self.wall_s
+
+    def figures(self) -> dict[str, float]:
+        """The figures of a report's row."""
+        latencies = self.latencies_ms
+        return {
+            "tokens_per_s": self.tokens_per_s,
+            "latency_ms_mean": float(np.mean(latencies)),
+            "latency_ms_p95": float(np.percentile(latencies, 95)),
+            "accepted_len_mean": self.accepted_len_mean,
+            "verify_idle_share": self.verify_idle_share,
+            "draft_idle_share": self.draft_idle_share,
+        }
+
+
+def run_replay(
+    profile: StageProfile,
+    models: ReplayModels,
+    texts: Sequence[ReferenceText],
+    config: PipelineConfig,
+    fusion_options: FusionOptions | None = None,
+    concurrency: int = 1,
+    router: Router | None = None,
+) -> ReplayResult:
+    """Serve every text's prompt in virtual time, ``concurrency`` at once, each client sending its next prompt when it has an answer.
+
+    Args:
+        profile: stage costs; of the target and of every drafter.
+        models: loaded once, used by any number of replays.
+        texts: from `ReplayModels.texts`, each at most once.
+        config: of the pipeline, as `cosine` would read it.
+        fusion_options: of fusion, as its model would read them.
+        concurrency: clients.
+        router: instead of the repository's.
+
+    Raises:
+        ReplayError: a request failed or got another text.
+        ClientError: the profile lacks a model.
+    """
+    check_covers(profile, models.drafter_names)
+    run = _Run(profile, models, texts, config, fusion_options or FusionOptions(), router or models.router())
+    return run_virtual(run.play(concurrency))
+
+
+class _Sink:
+    """Remembers one answer and when its parts came."""
+
+    cancelled = False
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.first_token_s: float | None = None
+        self.error: DrafthouseError | None = None
+        self.done = asyncio.Event()
+
+    def send(self, chunk: OutputChunk) -> None:
+        self.ids += chunk.output_ids
+        if self.first_token_s is None:
+            self.first_token_s = asyncio.get_running_loop().time()
+
+    def finish(self, chunk: OutputChunk) -> None:
+        self.send(chunk)
+        self.done.set()
+
+    def fail(self, error: DrafthouseError) -> None:
+        self.error = error
+        self.done.set()
+
+
+class _Run:
+    def __init__(
+        self,
+        profile: StageProfile,
+        models: ReplayModels,
+        texts: Sequence[ReferenceText],
+        config: PipelineConfig,
+        fusion_options: FusionOptions,
+        router: Router,
+    ) -> None:
+        self._profile = profile
+        self._models = models
+        self._texts = texts
+        self._by_number = {text.number: text for text in texts}
+        self._config = config
+        self._fusion_options = fusion_options
+        self._router = router
+        self._records: dict[int, ReplayRecord] = {}
+        self._rounds: list[RoundStats] = []
+
+    async def play(self, concurrency: int) -> ReplayResult:
+        """All requests, on the running virtual loop."""
+        loop = asyncio.get_running_loop()
+        target, drafters = BusyMeter(), BusyMeter()
+        pipeline = Pipeline(self._config, self._services(target, drafters))
+        serving = asyncio.ensure_future(pipeline.run())
+        numbers = iter(range(len(self._texts)))
+        await asyncio.gather(*(self._client(pipeline, numbers) for _ in range(concurrency)))
+        wall_s, busy_s, drafting_s = loop.time(), target.busy_s, drafters.busy_s
+        pipeline.stop()
+        await serving
+        sums = RoundStats()
+        for stats in self._rounds:
+            sums.add(stats)
+        records = tuple(self._records[index] for index in range(len(self._texts)))
+        return ReplayResult(records, wall_s, busy_s, drafting_s, sums, tuple(self._rounds))
+
+    def _services(self, target_meter: BusyMeter, drafters_meter: BusyMeter) -> Services:
+        models, hops, engines = self._models, self._profile.hops, self._profile.engines
+        target = ReplayEngine(models.target.shape, engines[TARGET], TargetOutputs(), self._by_number)
+        drafters = [
+            EngineProcess(
+                name,
+                ReplayEngine(model.shape, engines[name], models.outputs(name), self._by_number),
+                VirtualCore(drafters_meter),
+                hops.drafter,
+            )
+            for name, model in models.drafters.items()
+        ]
+        limits = [model.manifest.max_step_tokens for model in models.drafters.values()]
+        fusion = CollaborativeFusion(drafters, limits, self._fusion_options)
+        work = CallerWork(VirtualCore(), hops.pipeline)
+        return Services(
+            target=EngineProcess(TARGET, target, VirtualCore(target_meter), hops.target, work),
+            limits=models.target.shape.limits,
+            token_bytes=models.tokenizer.token_bytes,
+            fusion=FusionProcess(fusion, VirtualCore(), hops.fusion),
+            router=RouterProcess(self._router, VirtualCore(), hops.router),
+            drafter_names=models.drafter_names,
+            on_round=self._rounds.append,
+        )
+
+    async def _client(self, pipeline: Pipeline, numbers: Iterator[int]) -> None:
+        for index in numbers:
+            await self._request(pipeline, index)
+
+    async def _request(self, pipeline: Pipeline, index: int) -> None:
+        text, loop = self._texts[index], asyncio.get_running_loop()
+        sampling = SamplingParams(end_ids=self._models.tokenizer.eos_ids, min_end_position=text.prompt_len)
+        prompt_ids = tuple(text.tokens[: text.prompt_len].tolist())
+        request = GenerationRequest(text.number, prompt_ids, text.max_tokens, sampling, 0, stream=True)
+        sink, arrival_s = _Sink(), loop.time()
+        pipeline.submit(request, sink)
+        await sink.done.wait()
+        if sink.error is not None or tuple(sink.ids) != text.output_ids:
+            raise ReplayError(f"prompt {index}: {sink.error or 'the text differs from what the target writes alone'}")
+        end_s = loop.time()
+        first_s = end_s if sink.first_token_s is None else sink.first_token_s
+        self._records[index] = ReplayRecord(index, arrival_s, first_s, end_s, len(sink.ids))

@@ -1,0 +1,104 @@
+"""An event loop whose clock jumps to the next timer instead of waiting for it, and what occupies a core on that clock."""
+
+import asyncio
+import selectors
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class DeadlockError(RuntimeError):
+    """Every task waits for something that no timer will bring about."""
+
+
+class _Clock:
+    """Seconds since the loop was made; only the selector moves it."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+
+class _JumpingSelector(selectors.DefaultSelector):
+    """Where a loop would wait for its next timer, the clock is set to that timer."""
+
+    def __init__(self, clock: _Clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """What is ready at this moment; the loop's own wake-up pipe is all there ever is."""
+        ready: list[tuple[selectors.SelectorKey, int]] = super().select(0)
+        if ready or timeout == 0:
+            return ready
+        if timeout is None:
+            raise DeadlockError("every task waits and no timer is set")
+        self._clock.now_s += timeout
+        return []
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Runs timers in their order, at once. Nothing on it may wait for another thread, a process or a socket: their time does not pass."""
+
+    def __init__(self) -> None:
+        self._virtual = _Clock()
+        super().__init__(_JumpingSelector(self._virtual))
+
+    def time(self) -> float:
+        """Virtual seconds since the loop was made."""
+        return self._virtual.now_s
+
+
+def run_virtual(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on a virtual loop of its own. Raises DeadlockError when it waits for something that cannot happen."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(main)
+
+
+class BusyMeter:
+    """For how long at least one of several cores was in use."""
+
+    def __init__(self) -> None:
+        self._busy_s = 0.0
+        self._in_use = 0
+        self._since_s = 0.0
+
+    def enter(self) -> None:
+        """One more core is in use."""
+        if self._in_use == 0:
+            self._since_s = asyncio.get_running_loop().time()
+        self._in_use += 1
+
+    def leave(self) -> None:
+        """One core less is in use."""
+        self._in_use -= 1
+        if self._in_use == 0:
+            self._busy_s += asyncio.get_running_loop().time() - self._since_s
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds up to this moment."""
+        running_s = asyncio.get_running_loop().time() - self._since_s if self._in_use else 0.0
+        return self._busy_s + running_s
+
+
+class VirtualCore:
+    """A core that one stage has to itself: who wants it while it is held waits in line."""
+
+    def __init__(self, *meters: BusyMeter) -> None:
+        """``meters`` are told whenever the core is in use."""
+        self._lock = asyncio.Lock()
+        self._meters = meters
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Hold the core for the length of the block."""
+        async with self._lock:
+            for meter in self._meters:
+                meter.enter()
+            try:
+                yield
+            finally:
+                for meter in self._meters:
+                    meter.leave()
