@@ -4,19 +4,24 @@ The graph is the interface between the build and the engines:
 
 | tensor | shape | type | meaning |
 |---|---|---|---|
-| `input_ids` | [B, T] | int64 | new tokens |
-| `position_ids` | [B, T] | int64 | their positions, below S |
+| `input_ids` | [N] | int64 | new tokens of all sequences, packed |
+| `position_ids` | [B, T] | int64 | positions of the tokens of the rectangle, below S |
 | `write_indices` | [B] | int64 | cache row of each sequence's first new token; `write_indices + T ≤ S`, else the whole call fails |
 | `attn_mask` | [B, 1, T, S] | bool | cache rows that each new token sees, its own row among them |
+| `unpack_indices` | [B, T] | int64 | which packed token stands at a place of the rectangle; any one where none does |
+| `pack_indices` | [N] | int64 | place `b · T + t` of each packed token in the rectangle |
 | `past_k_i`, `past_v_i` | [B, H_kv, S, D_h] | float32 | cache of layer i; finite numbers everywhere, also in rows that nobody sees |
-| `logits` | [B, T, V] | float32 | next-token scores of every new token |
+| `logits` | [N, V] | float32 | next-token scores of every packed token |
 | `present_k_i`, `present_v_i` | as `past` | float32 | the cache with the new rows; bound to the memory of `past`, only those are written |
 
-B and T are free, S is fixed: TensorRT's KV-cache-update layer needs a static sequence dimension. What a mask row without any True
-gives is up to the runtime (NaN, which the next layer would write into the cache, is allowed): rows that only pad a call see themselves.
+B, T and N are free, S is fixed: TensorRT's KV-cache-update layer needs a static sequence dimension. What a mask row without any True
+gives is up to the runtime (NaN, which the next layer would write into the cache, is allowed): places that only pad the rectangle see themselves.
 
-With T ≥ 2 a token's logits do not depend on B, T or the neighbours, bit by bit, on ONNX Runtime's CPU kernels. With T = 1 the matrix
-products take another kernel, which rounds differently.
+Sequences of different lengths share a call: everything but attention runs on the N packed tokens, so that the padding of the rectangle, in
+which attention needs them, costs no matrix product (the packing of Orca's selective batching, Yu et al., OSDI 2022, section 3.2).
+
+With N ≥ 2 and T ≥ 2 a token's logits do not depend on B, T, N or the neighbours, bit by bit, on ONNX Runtime's CPU kernels. With N = 1 the
+matrix products, with T = 1 attention take another kernel, which rounds differently.
 
 A weight is stored as `[in, out]`, the layout of `MatMul`. Query, key and value projections are one matrix, and so are gate and up:
 fewer operators, which is what a two-layer drafter spends most of its time on.
@@ -113,16 +118,18 @@ class _LlamaExporter:
         return self.graph.model
 
     def _declare_inputs(self) -> None:
-        self.graph.add_input("input_ids", TensorProto.INT64, ["B", "T"])
+        self.graph.add_input("input_ids", TensorProto.INT64, ["N"])
         self.graph.add_input("position_ids", TensorProto.INT64, ["B", "T"])
         self.graph.add_input("write_indices", TensorProto.INT64, ["B"])
         self.graph.add_input("attn_mask", TensorProto.BOOL, ["B", 1, "T", self.context_len])
+        self.graph.add_input("unpack_indices", TensorProto.INT64, ["B", "T"])
+        self.graph.add_input("pack_indices", TensorProto.INT64, ["N"])
         for layer in range(self.config.num_layers):
             for side in "kv":
                 self.graph.add_input(f"past_{side}_{layer}", TensorProto.FLOAT, self._cache_shape())
 
     def _declare_outputs(self) -> None:
-        self.graph.add_output("logits", ["B", "T", self.config.vocab_size])
+        self.graph.add_output("logits", ["N", self.config.vocab_size])
         for layer in range(self.config.num_layers):
             for side in "kv":
                 self.graph.add_output(f"present_{side}_{layer}", self._cache_shape())
@@ -150,6 +157,7 @@ class _LlamaExporter:
         config, graph = self.config, self.graph
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         joined = self._linear([source + "q_proj", source + "k_proj", source + "v_proj"], normed, f"{name}.qkv")
+        joined = graph.node("Gather", [joined, "unpack_indices"], f"{name}.qkv_unpacked")
         shape = graph.constant(f"{name}.qkv_shape", np.asarray([0, 0, heads + 2 * kv_heads, head_dim], np.int64))
         joined = graph.node("Reshape", [joined, shape], f"{name}.qkv_heads")
         joined = graph.transpose(joined, f"{name}.qkv_by_head", [0, 2, 1, 3])
@@ -160,8 +168,9 @@ class _LlamaExporter:
         values = self._write_cache("v", layer, f"{name}.v")
         attended = graph.node("Attention", [f"{name}.q_rotated", keys, values, "attn_mask"], f"{name}.attention")
         attended = graph.transpose(attended, f"{name}.attention_by_token", [0, 2, 1, 3])
-        shape = graph.constant(f"{name}.attention_shape", np.asarray([0, 0, heads * head_dim], np.int64))
+        shape = graph.constant(f"{name}.attention_shape", np.asarray([-1, heads * head_dim], np.int64))
         attended = graph.node("Reshape", [attended, shape], f"{name}.attention_flat")
+        attended = graph.node("Gather", [attended, "pack_indices"], f"{name}.attention_packed")
         return self._linear([source + "o_proj"], attended, f"{name}.attention_out")
 
     def _write_cache(self, side: str, layer: int, update: str) -> str:
