@@ -1,0 +1,1 @@
+"""Drafters that other Triton servers run (CoSine's speculation cluster), reached by gRPC."""
