@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from drafthouse.fusion.fuser import CollaborativeFusion, FusionOptions
 from drafthouse.fusion.pacing import MAX_INTERVAL, Pace, tokens_between_fusion
+from fakes.drafter_scripted import ScriptedDrafter, counts
+from fakes.fusion_rounds import draft, fusion_of, num_steps, row
 
 MS = 1_000_000
 
@@ -46,3 +49,18 @@ def test_calls_that_say_nothing_about_drafting_are_ignored(wall_ns: int, session
     pace = Pace()
     pace.saw(wall_ns, session_ns, num_steps)
     assert (pace.hop_ns, pace.step_ns) == (0.0, 0.0)
+
+
+def test_far_drafters_meet_less_often() -> None:
+    """Scripted sessions take a microsecond per token, so everything around them is a long way."""
+    drafters = ScriptedDrafter("a", counts(1, 0.9)), ScriptedDrafter("b", counts(1, 0.5))
+    fusion = CollaborativeFusion(drafters, [64, 64], FusionOptions(pace=True))
+    (got,) = draft(fusion, row([1.0, 1.0], 5)).rows
+    assert got.tree.tokens.tolist() == [21, 22, 23, 24, 25]
+    assert [num_steps(drafter) for drafter in drafters] == [[1, 4], [1, 4]]  # the first call measures
+
+
+def test_without_pacing_the_configured_interval_holds() -> None:
+    drafters = ScriptedDrafter("a", counts(1, 0.9)), ScriptedDrafter("b", counts(1, 0.5))
+    draft(fusion_of(*drafters, fuse_every=2), row([1.0, 1.0], 5))
+    assert [num_steps(drafter) for drafter in drafters] == [[2, 2, 1], [2, 2, 1]]

@@ -7,6 +7,7 @@ from typing import Any
 
 from drafthouse.fusion.contract import DraftCall, DrafterClient, DraftResult
 from drafthouse.fusion.lane import DrafterLane, ReleaseLedger
+from drafthouse.fusion.pacing import Pace
 from drafthouse.fusion.row_draft import RowDraft
 
 
@@ -17,6 +18,7 @@ class FusionOptions:
     call_timeout_s: float = 1.0  # a drafter that takes longer for one call is left out of the rest of the round
     max_branches: int = 0  # proposals beside the trunk, per tree; 0 = chains, whose verified text is byte-identical
     fuse_every: int = 1  # tokens that drafters write by themselves between two fusion points; 1 = CoSine's way
+    pace: bool = False  # fuse less often than that where the drafters are far away (`pacing`)
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value that makes no sense."""
@@ -43,6 +45,7 @@ class CollaborativeFusion:
         self._max_step_tokens = tuple(max_step_tokens)
         self._options = options or FusionOptions()
         self._ledgers = [ReleaseLedger() for _ in drafters]
+        self._paces = [Pace() for _ in drafters]
 
     async def draft(self, call: DraftCall) -> DraftResult:
         """See `Fusion.draft`; releases reach every drafter, also those without work, before anything else."""
@@ -63,8 +66,8 @@ class CollaborativeFusion:
         options = self._options
         num_candidates = 2 if options.max_branches else 1
         lanes = [
-            DrafterLane(client, ledger, limit, options.call_timeout_s, num_candidates, options.fuse_every)
-            for client, ledger, limit in zip(self._drafters, self._ledgers, self._max_step_tokens, strict=True)
+            DrafterLane(client, ledger, pace, limit, options.call_timeout_s, num_candidates)
+            for client, ledger, pace, limit in zip(self._drafters, self._ledgers, self._paces, self._max_step_tokens, strict=True)
         ]
         for row in rows:
             for seat in row.seats:
@@ -83,14 +86,16 @@ class CollaborativeFusion:
             groups.append(self._fuse(together, [row for row in rows if any(seat.drafter in shared for seat in row.seats)]))
         return session_ns + await _slowest(groups)
 
-    @staticmethod
-    async def _fuse(lanes: Sequence[DrafterLane], rows: Sequence[RowDraft]) -> int:
+    async def _fuse(self, lanes: Sequence[DrafterLane], rows: Sequence[RowDraft]) -> int:
         session_ns = 0
         while True:
             asked = [(lane, seats) for lane in lanes if (seats := lane.waiting)]
             if not asked:
                 return session_ns
-            session_ns += await _slowest([lane.propose(seats) for lane, seats in asked])
+            fuse_every = self._options.fuse_every
+            if self._options.pace:
+                fuse_every = max(lane.pace.interval(fuse_every) for lane, _ in asked)
+            session_ns += await _slowest([lane.propose(seats, fuse_every) for lane, seats in asked])
             for row in rows:
                 row.extend()
 

@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
+from drafthouse.core.clock import now_ns
 from drafthouse.engine.contract import EngineError, RowResult, RowStatus, StepCall, StepResult
 from drafthouse.fusion.contract import DrafterClient
+from drafthouse.fusion.pacing import Pace
 from drafthouse.fusion.row_draft import Seat
 
 
@@ -42,15 +44,21 @@ class DrafterLane:
     """Makes one drafter's calls for all requests (``seats``) that it takes part in. Never raises for its fault."""
 
     def __init__(
-        self, client: DrafterClient, ledger: ReleaseLedger, max_step_tokens: int, timeout_s: float, num_candidates: int, fuse_every: int
+        self,
+        client: DrafterClient,
+        ledger: ReleaseLedger,
+        pace: Pace,
+        max_step_tokens: int,
+        timeout_s: float,
+        num_candidates: int,
     ) -> None:
         self.seats: list[Seat] = []
+        self.pace = pace
         self._client = client
         self._ledger = ledger
         self._max_step_tokens = max_step_tokens
         self._timeout_s = timeout_s
         self._num_candidates = num_candidates
-        self._fuse_every = fuse_every
 
     @property
     def waiting(self) -> list[Seat]:
@@ -76,15 +84,15 @@ class DrafterLane:
             )
             session_ns += await self._call([seat for seat, _ in chunks], call, self._took_in)
 
-    async def propose(self, seats: list[Seat]) -> int:
+    async def propose(self, seats: list[Seat], fuse_every: int) -> int:
         """Ask for the next tokens of these seats' trunks. Returns session time in ns.
 
         A lane whose requests all depend on it alone extends them to their end in this one call; rows that want less
-        than the longest simply ignore the rest. Otherwise as many tokens as lie between two fusion points.
+        than the longest simply ignore the rest. Otherwise as many tokens as lie between two fusion points (``fuse_every``).
         """
         is_alone = all(len(seat.row.active) == 1 for seat in seats)
         num_missing = max(seat.row.num_missing for seat in seats)
-        num_steps = num_missing if is_alone else min(num_missing, self._fuse_every)
+        num_steps = num_missing if is_alone else min(num_missing, fuse_every)
         session_ns = await self._ask(seats, num_steps)
         behind = [seat for seat in seats if seat in seat.row.active and not seat.fresh]
         if behind:  # they answered NEEDS_PREFILL and can be brought up to date with what this round carries
@@ -98,7 +106,10 @@ class DrafterLane:
         for seat in seats:
             seat.fresh = []
         call = StepCall([seat.row.step_row(seat.position) for seat in seats], num_steps, self._num_candidates, return_logprobs=False)
-        return await self._call(seats, call, lambda seat, answer: seat.accept(answer, num_steps, keep_candidates))
+        started_ns = now_ns()
+        session_ns = await self._call(seats, call, lambda seat, answer: seat.accept(answer, num_steps, keep_candidates))
+        self.pace.saw(now_ns() - started_ns, session_ns, num_steps)
+        return session_ns
 
     def _chunk_len(self, seat: Seat) -> int:
         """Tokens to take in before this seat may draft; a seat that only takes in gets everything this way."""
