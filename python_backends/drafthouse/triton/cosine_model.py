@@ -44,11 +44,12 @@ class CosineModel:
         target_timeout_s = parameters.integer("target_timeout_ms", 60_000, 1, 3_600_000) / 1e3
         draft_timeout_s = parameters.integer("draft_timeout_ms", 10_000, 1, 3_600_000) / 1e3
         config = PipelineConfig.parse(parameters.rest())
-        target_folder = Path(args["model_repository"]).parent / "target"
-        manifest = read_manifest(target_folder / args["model_version"])
+        repository, version = Path(args["model_repository"]).parent, args["model_version"]
+        target_folder = repository / "target"
+        manifest = read_manifest(target_folder / version)
         limits = _target_limits(manifest, target_folder)
         tokenizer = FileTokenizer(version_folder(args) / TOKENIZER_NAME, manifest.eos_token_ids)
-        models = reach_inner_models(drafters, target_timeout_s, draft_timeout_s)
+        models = reach_inner_models(drafters, target_timeout_s, draft_timeout_s, repository, version)
         self._statistics = Statistics(manifest.precision, models.engines)
         services = Services(
             target=models.target,

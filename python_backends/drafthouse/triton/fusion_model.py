@@ -1,9 +1,11 @@
-"""The `fusion` model: one draft round for a batch, over drafters reached by BLS."""
+"""The `fusion` model: one draft round for a batch, over drafters reached by BLS in this server or by gRPC in others."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Coroutine, Iterable, Mapping
 from pathlib import Path
 
 from drafthouse.engine.manifest import read_manifest
+from drafthouse.fusion.contract import DrafterClient
 from drafthouse.fusion.fuser import CollaborativeFusion, FusionOptions
 from drafthouse.triton.bls import BlsEngineClient, BlsModel
 from drafthouse.triton.codec.envelope import Tensors
@@ -12,12 +14,15 @@ from drafthouse.triton.inner_model import InnerModel
 from drafthouse.triton.keeper import ModelKeeper
 from drafthouse.triton.loops import new_loop
 from drafthouse.triton.parameters import Parameters
+from drafthouse.triton.remote.settings import KNOWN as REMOTE_KNOWN
+from drafthouse.triton.remote.settings import MAX_TIMEOUT_MS, RemoteSettings, read_remote
 from drafthouse.triton.schema import FUSION
-from drafthouse.triton.wiring import drafter_model_name
+from drafthouse.triton.wiring import drafter_model_name, reach_remote_drafters
 
-KNOWN = "drafters, call_timeout_ms, fuse_every, max_branches"
+KNOWN = f"drafters, call_timeout_ms, fuse_every, max_branches, {REMOTE_KNOWN}"
 MAX_FUSE_EVERY = 64
 MAX_BRANCHES = 32
+START_TIMEOUT_S = 3.0  # what a load waits for remote nodes; who is late joins later
 
 
 class FusionModel(InnerModel):
@@ -29,25 +34,43 @@ class FusionModel(InnerModel):
         """Read the ensemble from the configuration, and each drafter's limits from its engine's manifest."""
         parameters = Parameters.from_triton(args)
         drafters = parameters.names("drafters")
-        timeout_ms = parameters.integer("call_timeout_ms", 2000, 1, 600_000)
-        options = FusionOptions(
-            call_timeout_s=timeout_ms / 1e3,
-            fuse_every=parameters.integer("fuse_every", 1, 1, MAX_FUSE_EVERY),
-            max_branches=parameters.integer("max_branches", 0, 0, MAX_BRANCHES),
-        )
+        timeout_ms = parameters.integer("call_timeout_ms", 2000, 1, MAX_TIMEOUT_MS)
+        fuse_every = parameters.integer("fuse_every", 1, 1, MAX_FUSE_EVERY)
+        max_branches = parameters.integer("max_branches", 0, 0, MAX_BRANCHES)
+        settings = read_remote(parameters, drafters, timeout_ms)
         parameters.finish(KNOWN)
-        repository = Path(args["model_repository"]).parent
-        models = [drafter_model_name(name) for name in drafters]
-        limits = [read_manifest(repository / model / args["model_version"]).max_step_tokens for model in models]
-        clients = [
-            BlsEngineClient(name, BlsModel(model, self._lease, timeout_ms / 1e3, ModelKeeper(model)))
-            for name, model in zip(drafters, models, strict=True)
-        ]
+        repository, version = Path(args["model_repository"]).parent, args["model_version"]
+        self._remote = reach_remote_drafters(settings, repository, version)
+        clients = [self._remote.get(name) or self._local(name, timeout_ms / 1e3) for name in drafters]
+        limits = [_max_step_tokens(name, settings, repository, version) for name in drafters]
+        options = FusionOptions(timeout_ms / 1e3, max_branches, fuse_every, pace=bool(self._remote))
         self._num_drafters = len(drafters)
         self._fusion = CollaborativeFusion(clients, limits, options)
         self._loop = new_loop()
+        self._together(drafter.start(START_TIMEOUT_S) for drafter in self._remote.values())
 
     def answer(self, sections: Tensors) -> Tensors:
         """One draft round."""
         result = self._loop.run_until_complete(self._fusion.draft(unpack_draft(sections)))
         return pack_draft_result(result, self._num_drafters)
+
+    def finalize(self) -> None:
+        """Triton is unloading the model: end the connections to other servers."""
+        self._together(drafter.close() for drafter in self._remote.values())
+
+    def _local(self, name: str, timeout_s: float) -> DrafterClient:
+        model = drafter_model_name(name)
+        return BlsEngineClient(name, BlsModel(model, self._lease, timeout_s, ModelKeeper(model)))
+
+    def _together(self, parts: Iterable[Coroutine[None, None, None]]) -> None:
+        async def run() -> None:
+            await asyncio.gather(*parts)
+
+        self._loop.run_until_complete(run())
+
+
+def _max_step_tokens(name: str, settings: RemoteSettings, repository: Path, version: str) -> int:
+    """What the drafter takes per row and call: as its engine says; one elsewhere was built like the target's, unless configured."""
+    if name not in settings.endpoints:
+        return read_manifest(repository / drafter_model_name(name) / version).max_step_tokens
+    return settings.max_step_tokens or read_manifest(repository / "target" / version).max_step_tokens

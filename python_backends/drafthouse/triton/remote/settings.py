@@ -25,6 +25,7 @@ OPTIONS = (
 )
 KNOWN = f"{PREFIX}NAME for a NAME among the drafters, {', '.join(OPTIONS)}"
 _TLS_FILES = OPTIONS[4:]
+MAX_TIMEOUT_MS = 600_000
 
 
 @dataclass(frozen=True, slots=True)
