@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from drafthouse.launcher import ServerConfig
-from drafthouse.launcher.serve import StopSignals, add_server_options, server_config
+from drafthouse.launcher.config import GrpcTls
+from drafthouse.launcher.errors import LaunchError
+from drafthouse.launcher.serve import StopSignals, add_cluster_options, add_server_options, cluster_config, server_config
 from drafthouse_client import cli
 
 
@@ -102,3 +104,26 @@ def test_every_option_of_serve_reaches_the_configuration() -> None:
         thread_pool_size=7,
         tritonserver=Path("t"),
     )
+
+
+def cluster_words(*words: str) -> ServerConfig:
+    parser = argparse.ArgumentParser()
+    add_server_options(parser)
+    add_cluster_options(parser)
+    return cluster_config(parser.parse_args(words))
+
+
+def test_a_server_of_a_cluster_has_a_secret_and_a_certificate(tmp_path: Path) -> None:
+    pem = tmp_path / "some.pem"
+    pem.write_text("PEM")
+    assert cluster_words("--lease-file", "secret").lease_file == Path("secret")
+    config = cluster_words("--grpc-tls-cert", str(pem), "--grpc-tls-key", str(pem), "--grpc-tls-client-root", str(pem))
+    assert config.grpc_tls == GrpcTls(pem, pem, pem)
+    assert (cluster_words().lease_file, cluster_words().grpc_tls) == (None, None)
+    for words, field in ((["--grpc-tls-cert", str(pem)], "--grpc-tls-key"), (["--grpc-tls-client-root", str(pem)], "--grpc-tls-cert")):
+        with pytest.raises(LaunchError) as refused:
+            cluster_words(*words)
+        assert refused.value.field == field
+    with pytest.raises(LaunchError) as refused:
+        cluster_words("--grpc-tls-cert", str(pem), "--grpc-tls-key", str(tmp_path / "nowhere"))
+    assert refused.value.field == "--grpc-tls-key"

@@ -81,3 +81,24 @@ def test_a_model_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) 
     make_model(tmp_path, "cosine")
     with pytest.raises(LaunchError, match=r"value=\['cosin'\] allowed=cosine"):
         ServerConfig(tmp_path, load_models=("cosin",)).model_names()
+
+
+def test_a_secret_is_new_for_every_run_or_comes_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("0123456789abcdef\n")
+    assert ServerConfig(Path("models"), lease_file=file).lease_secret() == "0123456789abcdef"
+    config = ServerConfig(Path("models"))
+    assert len(config.lease_secret()) == 64
+    assert config.lease_secret() != config.lease_secret()
+
+
+@pytest.mark.parametrize("content", [b"", b"too short", b"0123456789abcdef\x000", b"0123456789abcd\xff\xff", None])
+def test_a_file_without_a_secret_is_refused_and_not_shown(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "lease"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(LaunchError) as refused:
+        ServerConfig(Path("models"), lease_file=file).lease_secret()
+    assert refused.value.field == "--lease-file"
+    assert "0123" not in str(refused.value)
+    assert "too short" not in str(refused.value)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from drafthouse.core.environment import LEASE_VARIABLE
-from drafthouse.launcher.config import ServerConfig
+from drafthouse.launcher.config import GrpcTls, ServerConfig
 from drafthouse.launcher.control import CONTROL_HEADER, RESTRICTED_APIS
 from drafthouse.launcher.identity import RunId
 from drafthouse.launcher.installation import Installation
@@ -32,6 +32,7 @@ def server_arguments(config: ServerConfig, installation: Installation, run: RunI
         f"--http-port={ports.http}",
         f"--grpc-address={config.host}",
         f"--grpc-port={ports.grpc}",
+        *_tls_arguments(config.grpc_tls),
         f"--metrics-address={config.host}",
         f"--metrics-port={ports.metrics}",
         f"--exit-timeout-secs={config.exit_timeout_s}",
@@ -47,6 +48,15 @@ def server_arguments(config: ServerConfig, installation: Installation, run: RunI
         f"{_PYTHON}stub-timeout-seconds={config.stub_timeout_s}",
         f"{_PYTHON}thread-pool-size={config.thread_pool_size}",
     ]
+
+
+def _tls_arguments(tls: GrpcTls | None) -> list[str]:
+    if tls is None:
+        return []
+    arguments = ["--grpc-use-ssl=true", f"--grpc-server-cert={tls.cert.resolve()}", f"--grpc-server-key={tls.key.resolve()}"]
+    if tls.client_root is not None:
+        arguments += ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={tls.client_root.resolve()}"]
+    return arguments
 
 
 def server_environment(config: ServerConfig, libpython: Path, run_folder: Path, lease_secret: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,25 @@ from drafthouse.launcher.errors import LaunchError
 
 MIB = 1 << 20
 MAX_PORT = 65535
+NEW_SECRET_BYTES = 32
+MIN_SECRET_CHARS = 16
+_SECRET_FORM = f"a line of at least {MIN_SECRET_CHARS} printable characters, e.g. from `openssl rand -hex 32`"
+
+
+@dataclass(frozen=True)
+class GrpcTls:
+    """PEM files of the gRPC port. With ``client_root`` only clients with a certificate signed by it get in.
+
+    Errors: LaunchError (INVALID_ARG) naming the file that is not there, raised by the constructor.
+    """
+
+    cert: Path
+    key: Path
+    client_root: Path | None = None
+
+    def __post_init__(self) -> None:
+        for option, file in (("--grpc-tls-cert", self.cert), ("--grpc-tls-key", self.key), ("--grpc-tls-client-root", self.client_root)):
+            _require(file is None or file.is_file(), option, file, "a PEM file that can be read")
 
 
 @dataclass(frozen=True)
@@ -44,6 +64,10 @@ class ServerConfig:
     """How long a model process may take to come up: loading a large engine on two busy cores is slow."""
     tritonserver: Path | None = None
     """The server binary; None looks in the NGC container's place, then in the nvidia-pytriton wheel."""
+    lease_file: Path | None = None
+    """Holds the lease secret that this server shares with others, so that they may call its drafters; None makes a new one."""
+    grpc_tls: GrpcTls | None = None
+    """None is an open gRPC port."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables added to the environment of the server and thereby of every model."""
 
@@ -55,6 +79,20 @@ class ServerConfig:
         _require(self.shm_default_bytes >= MIB, "shm_default_bytes", self.shm_default_bytes, f">= {MIB}")
         chosen = [port for port in (self.http_port, self.grpc_port, self.metrics_port) if port]
         _require(len(set(chosen)) == len(chosen), "--http-port, --grpc-port, --metrics-port", chosen, "three different ports")
+
+    def lease_secret(self) -> str:
+        """The secret in `lease_file`, or a new one.
+
+        Errors: LaunchError (INVALID_ARG) for a file that cannot be read or holds no secret; the message does not show it.
+        """
+        if self.lease_file is None:
+            return secrets.token_hex(NEW_SECRET_BYTES)
+        try:
+            secret = self.lease_file.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeError):
+            raise LaunchError("INVALID_ARG", field="--lease-file", value=self.lease_file, allowed="a text file that can be read") from None
+        _require(len(secret) >= MIN_SECRET_CHARS and secret.isprintable(), "--lease-file", self.lease_file, _SECRET_FORM)
+        return secret
 
     def model_names(self) -> tuple[str, ...]:
         """The models that will be loaded at start: folders of the repository that hold a `config.pbtxt`.

@@ -7,12 +7,13 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 
-from drafthouse.launcher.config import ServerConfig
+from drafthouse.launcher.config import GrpcTls, ServerConfig
 from drafthouse.launcher.errors import LaunchError
 from drafthouse.launcher.server import TritonServer
 from drafthouse.launcher.server_log import error_lines
@@ -89,14 +90,39 @@ def server_config(arguments: argparse.Namespace) -> ServerConfig:
     )
 
 
+def add_cluster_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a server whose drafters others may call."""
+    option = parser.add_argument
+    option("--lease-file", type=Path, help="secret that servers share whose drafters work together (default: a new one for this run)")
+    option("--grpc-tls-cert", type=Path, help="PEM file: the gRPC port's certificate (default: no TLS)")
+    option("--grpc-tls-key", type=Path, help="PEM file: the key of that certificate")
+    option("--grpc-tls-client-root", type=Path, help="PEM file: only clients whose certificate it signed get in (default: all)")
+
+
+def cluster_config(arguments: argparse.Namespace) -> ServerConfig:
+    """As `server_config`, with the options of `add_cluster_options`. Errors: LaunchError (INVALID_ARG)."""
+    return replace(server_config(arguments), lease_file=arguments.lease_file, grpc_tls=_grpc_tls(arguments))
+
+
+def _grpc_tls(arguments: argparse.Namespace) -> GrpcTls | None:
+    cert, key, client_root = arguments.grpc_tls_cert, arguments.grpc_tls_key, arguments.grpc_tls_client_root
+    if cert is None and key is None and client_root is None:
+        return None
+    if cert is None or key is None:
+        missing = "--grpc-tls-cert" if cert is None else "--grpc-tls-key"
+        raise LaunchError("INVALID_ARG", field=missing, value=None, allowed="a PEM file; TLS needs both --grpc-tls-cert and --grpc-tls-key")
+    return GrpcTls(cert, key, client_root)
+
+
 def main(argv: Sequence[str]) -> int:
     """Serves until a signal. Exit status: 0 after a stop that was asked for, 1 when the server failed or could not start."""
     parser = argparse.ArgumentParser(prog="drafthouse serve", description="Start Triton with a model repository and keep it up.")
     add_server_options(parser)
+    add_cluster_options(parser)
     console, signals = Console(stderr=True), StopSignals()
     with signals.installed():
         try:
-            server = TritonServer(server_config(parser.parse_args(argv)), announce=lambda text: console.print(text, markup=False))
+            server = TritonServer(cluster_config(parser.parse_args(argv)), announce=lambda text: console.print(text, markup=False))
             return _serve(server, signals, console)
         except LaunchError as error:
             console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -109,6 +108,7 @@ class TritonServer:
         if self._process is not None:
             raise LaunchError("INVALID_ARG", field="server", value="started before", allowed="one start per TritonServer")
         self._models = self.config.model_names()
+        lease_secret = self.config.lease_secret()
         installation = find_installation(self.config.tritonserver)
         libpython = find_libpython(self._announce)
         sweep_stale_runs(self._announce)
@@ -119,7 +119,7 @@ class TritonServer:
         self._key = state.write_key(self._folder)
         backends = installation.write_backend(self._folder)
         arguments = server_arguments(self.config, installation, self._run, self.ports, backends, self._key)
-        environment = server_environment(self.config, libpython, self._folder, secrets.token_hex(32))
+        environment = server_environment(self.config, libpython, self._folder, lease_secret)
         self._process = self._spawn(arguments, environment)
         state.write_info(self._folder, self.ports, self.log_file)
 
