@@ -49,6 +49,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-step-tokens", type=int, default=64, metavar="N", help="largest prefill chunk or draft tree (default 64)")
     parser.add_argument("--slots", type=int, metavar="N", help="requests whose caches fit at a time (default: the templates')")
     parser.add_argument("--expand-target", metavar="N", help="grow the target to about N parameters without changing its output, e.g. 90M")
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="NAME,NAME",
+        help="write only these drafters: the repository of a node that serves them to other servers",
+    )
     parser.add_argument("--demo", action="store_true", help="build the demo models into the checkout's own model repository")
     parser.add_argument("--models", type=Path, default=_DEFAULT_MODELS, metavar="DIR", help="with --demo: folder of the demo checkpoints")
     parser.add_argument("--templates", type=Path, default=_DEFAULT_TEMPLATES, metavar="DIR", help="committed model repository to copy from")
@@ -71,6 +77,7 @@ def _build(arguments: argparse.Namespace, console: Console) -> list[StepOutcome]
         max_step_tokens=arguments.max_step_tokens,
         expand_target_to=None if arguments.expand_target is None else parse_count(arguments.expand_target),
         slots=arguments.slots,
+        only=[name for name in arguments.only.split(",") if name],
         report=_reporter(console),
     )
 

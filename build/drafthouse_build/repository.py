@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,22 +41,27 @@ def build_repository(
     max_step_tokens: int = 64,
     expand_target_to: int | None = None,
     slots: int | None = None,
+    only: Sequence[str] = (),
     report: StepReporter = nullcontext,
 ) -> list[StepOutcome]:
     """Writes the model repository `output` for one target and its drafters, in the mapping's order; returns what was done.
 
     Configurations and adapters are copied from `templates`. When `output` is `templates` itself, only artefacts are written into it,
     and the drafters must be the committed ones. `slots` is the number of requests whose caches fit, None for the templates' number.
+    With `only`, nothing but these drafters is written: the repository of a node that serves them to other servers.
     Everything is checked before anything is written: raises `BuildError` for bad input.
     """
     options = EngineOptions(precision, context_len, max_step_tokens)
     if slots is not None and slots < 1:
         raise BuildError("INVALID_ARG", "slots", slots, "an integer ≥ 1")
     _check_names(drafters)
+    _check_only(only, drafters, output, templates)
     with report("reading checkpoints"):
         loaded = {name: load_checkpoint(folder) for name, folder in {"target": target, **drafters}.items()}
         target_options = replace(options, expand_to=expand_target_to)
         _check_models(loaded, target_options, options)
+    if only:
+        return _write_node(loaded, output, templates, only, slots, options, report)
     if output.resolve() == templates.resolve():
         _check_in_place(templates, drafters, slots)
     else:
@@ -70,6 +75,14 @@ def _check_names(drafters: Mapping[str, Path]) -> None:
     for name in drafters:
         if not _DRAFTER_NAME.fullmatch(name) or name == "target":
             raise BuildError("INVALID_ARG", "drafter", name, "a name of a-z, 0-9 and _ that begins with a letter and is not target")
+
+
+def _check_only(only: Sequence[str], drafters: Mapping[str, Path], output: Path, templates: Path) -> None:
+    for name in only:
+        if name not in drafters:
+            raise BuildError("INVALID_ARG", "only", name, drafters)
+    if only and output.resolve() == templates.resolve():
+        raise BuildError("INVALID_ARG", "output", output, "another folder than the templates', with --only")
 
 
 def _check_models(loaded: Mapping[str, Checkpoint], target_options: EngineOptions, options: EngineOptions) -> None:
@@ -110,15 +123,33 @@ def _copy_templates(templates: Path, output: Path, names: list[str], slots: int 
         make_drafter(templates, output, name, engine)
 
 
+def _write_node(
+    loaded: Mapping[str, Checkpoint],
+    output: Path,
+    templates: Path,
+    names: Sequence[str],
+    slots: int | None,
+    options: EngineOptions,
+    report: StepReporter,
+) -> list[StepOutcome]:
+    for name in names:
+        make_drafter(templates, output, name, {} if slots is None else {"slots": str(slots)})
+    return [_write_engine(name, loaded[name], output, options, report) for name in names]
+
+
+def _write_engine(name: str, checkpoint: Checkpoint, output: Path, options: EngineOptions, report: StepReporter) -> StepOutcome:
+    model = name if name == "target" else DRAFTER_PREFIX + name
+    with report(f"building {model}"):
+        return StepOutcome(model, build_engine(checkpoint, output / model / VERSION, options, name))
+
+
 def _write_artefacts(
     loaded: Mapping[str, Checkpoint], output: Path, target_options: EngineOptions, options: EngineOptions, report: StepReporter
 ) -> list[StepOutcome]:
-    outcomes = []
-    for name, checkpoint in loaded.items():
-        model = name if name == "target" else DRAFTER_PREFIX + name
-        with report(f"building {model}"):
-            built = build_engine(checkpoint, output / model / VERSION, target_options if name == "target" else options, name)
-        outcomes.append(StepOutcome(model, built))
+    outcomes = [
+        _write_engine(name, checkpoint, output, target_options if name == "target" else options, report)
+        for name, checkpoint in loaded.items()
+    ]
     with report("building the router's embedding table"):
         outcomes.append(StepOutcome("router", build_router_table(loaded["target"], output / "router" / VERSION)))
     changed = [

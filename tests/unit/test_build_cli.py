@@ -44,6 +44,14 @@ def test_demo_builds_the_committed_ensemble(models: Path, tmp_path: Path, capsys
     assert {folder.name for folder in output.glob("drafter_*")} == {f"drafter_{name}" for name in committed_drafters(TEMPLATES)}
 
 
+def test_demo_builds_a_node(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    command = ["--demo", "--only", "code,math", "--models", str(models), "--output", str(output), "--expand-target", "0.2M", *SIZES]
+    assert main(command) == 0
+    assert f"built drafter_code, drafter_math into {output}" in capsys.readouterr().err
+    assert {folder.name for folder in output.iterdir()} == {"drafter_code", "drafter_math"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -185,3 +185,23 @@ def test_small_embeddings_keep_their_dimensions() -> None:
     rows = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-9)
     np.testing.assert_allclose(table @ table.T, rows @ rows.T, atol=1e-5)
     assert report.cosine_mean_abs_error < 1e-5
+
+
+def test_the_repository_of_a_node_holds_only_its_drafters(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    whole, node = tmp_path / "whole", tmp_path / "node"
+    build(checkpoints, whole, slots=3)
+    outcomes = build(checkpoints, node, slots=3, only=["poems"])
+    assert outcomes == [StepOutcome("drafter_poems", True)]
+    written = {file.relative_to(node) for file in node.rglob("*") if file.is_file()}
+    assert written == {file.relative_to(whole) for file in (whole / "drafter_poems").rglob("*") if file.is_file()}
+    for file in written - {Path("drafter_poems/1/model.onnx")}:
+        assert (node / file).read_bytes() == (whole / file).read_bytes()
+    assert build(checkpoints, node, slots=3, only=["poems"]) == [StepOutcome("drafter_poems", False)]
+
+
+def test_a_node_is_built_of_known_drafters_and_elsewhere(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="INVALID_ARG field=only value=jokes allowed=law, poems"):
+        build(checkpoints, tmp_path / "node", only=["jokes"])
+    with pytest.raises(BuildError, match="INVALID_ARG field=output"):
+        build(checkpoints, TEMPLATES, only=["law"])
+    assert not (tmp_path / "node").exists()
