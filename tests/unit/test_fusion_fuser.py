@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from drafthouse.core.sampling_params import SamplingParams
+from drafthouse.core.tree import DraftTree
 from drafthouse.engine.contract import RowStatus
-from drafthouse.fusion.contract import DraftCall, DraftResult
+from drafthouse.fusion.contract import DraftCall, DraftPlan, DraftResult
 from drafthouse.fusion.fuser import CollaborativeFusion, FusionOptions
 from fakes.drafter_scripted import SESSION_NS_PER_CALL, Context, ScriptedDrafter, counts, says
 from fakes.fusion_rounds import draft, fusion_of, num_steps, row
@@ -204,3 +205,47 @@ def test_options_and_limits_are_checked() -> None:
         FusionOptions(fuse_every=0)
     with pytest.raises(ValueError, match="2 limits"):
         CollaborativeFusion([ScriptedDrafter("a", counts())], [64, 64])
+
+
+def test_siblings_and_divergent_chains_become_branches() -> None:
+    def script(own: int, prob: float) -> ScriptedDrafter:
+        return ScriptedDrafter(str(own), lambda context: [(context[-1] + own, prob), (context[-1] + own + 50, prob / 2)])
+
+    plan = DraftPlan(fuse_every=2, num_siblings=1, keep_divergent=True)
+    (got,) = draft(fusion_of(script(1, 0.6), script(2, 0.5)), row([1.0, 1.0], 2), plan=plan).rows
+    assert got.tree.tokens[:2].tolist() == [21, 22]
+    edges = {
+        (int(got.tree.tokens[parent]) if parent >= 0 else 20, int(token))
+        for parent, token in zip(got.tree.parents, got.tree.tokens, strict=True)
+    }
+    # The second drafter wrote 22, 24 by itself; each position also offers what came second.
+    assert edges == {(20, 21), (21, 22), (20, 71), (21, 72), (20, 22), (20, 72), (22, 24), (22, 74)}
+    by_edge = {
+        edge: rank
+        for edge, rank in zip(
+            ((int(p), int(t)) for p, t in zip(got.tree.parents, got.tree.tokens, strict=True)), got.tree.ranks.tolist(), strict=True
+        )
+    }
+    assert by_edge[-1, 71] == 1
+    assert by_edge[-1, 22] == 0
+
+
+def test_a_draft_goes_on_from_a_leaf_of_an_earlier_one() -> None:
+    drafter = ScriptedDrafter("code", counts())
+    base = DraftTree(np.array([21, 31, 22], np.int32), np.array([-1, -1, 0], np.int32), np.full(3, 0.5, np.float32))
+    request = replace(row([1.0]), base=base, leaf=1)
+    (got,) = draft(fusion_of(drafter), request).rows
+    assert drafter.calls[0].sent == ((10, 20, 31),)
+    assert got.tree.tokens.tolist() == [21, 31, 22, 32, 33, 34]
+    assert got.tree.parents.tolist() == [-1, -1, 0, 1, 3, 4]
+    assert got.trunk.tolist() == [3, 4, 5]
+    assert got.cached_len.tolist() == [2]  # what hangs on the leaf is not committed
+
+
+def test_calibration_turns_probabilities_into_chances_and_growth_stops_at_hopeless_paths() -> None:
+    drafter = ScriptedDrafter("code", counts(prob=0.5))
+    plan = DraftPlan(calibration=np.array([[[1.0, 1.0, 2.0]], [[0.0, 1.0, 0.0]]], np.float32), min_chance=0.7, fuse_every=1)
+    (got,) = draft(fusion_of(drafter), replace(row([1.0], 5), scores=np.array([0.5], np.float32)), plan=plan).rows
+    sure = 1 / (1 + np.exp(-1.0))  # the intercept alone: logit(0.5) = 0, and a score of one half says nothing
+    assert got.tree.confidence == pytest.approx([sure, sure], rel=1e-5)  # 0.73, 0.53: the second is below, so nothing follows it
+    assert got.tree.probs == pytest.approx([0.5, 0.5])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from drafthouse.core.tree import ROOT, DraftTree
-from drafthouse.fusion.contract import DraftCall, DraftRow
+from drafthouse.fusion.contract import DraftCall, DraftPlan, DraftRow
 from drafthouse.fusion.fuser import CollaborativeFusion, FusionOptions
-from drafthouse.fusion.token_fusion import Proposal, build_tree, most_confident, select_branches
+from drafthouse.fusion.token_fusion import DraftTrie, Proposal, most_confident
 from fakes.drafter_scripted import Context, ScriptedDrafter
 
 
@@ -42,24 +42,54 @@ def test_nothing_to_choose_from_is_an_error() -> None:
         most_confident([])
 
 
-def test_branches_are_merged_ranked_by_reach_and_limited() -> None:
-    trunk = [Proposal(1, 0.5, 0), Proposal(2, 0.9, 1)]
-    candidates = [
-        [trunk[0], Proposal(7, 0.3, 0), Proposal(7, 0.4, 1), Proposal(1, 0.2, 1)],
-        [trunk[1], Proposal(8, 0.7, 0), Proposal(9, 0.1, 1)],
-    ]
-    found = select_branches(trunk, candidates, 2)
-    assert [(branch.position, branch.proposal.token, branch.proposal.source) for branch in found] == [(0, 7, 1), (1, 8, 0)]
-    assert [branch.reach for branch in found] == pytest.approx([0.4, 0.35])
-    assert select_branches(trunk, candidates, 1) == found[:1]
-    tree = build_tree(trunk, found)
-    assert tree.tokens.tolist() == [1, 2, 7, 8]
-    assert tree.parents.tolist() == [ROOT, 0, ROOT, 0]
+def chain(trie: DraftTrie, *proposals: Proposal, parent: int = ROOT) -> list[int]:
+    nodes = []
+    for proposal in proposals:
+        parent = trie.add(parent, proposal)
+        nodes.append(parent)
+    return nodes
+
+
+def test_identical_continuations_are_one_node_of_the_better_judge() -> None:
+    trie = DraftTrie(DraftTree())
+    first = chain(trie, Proposal(1, 0.5, 0, 0.2), Proposal(2, 0.9, 0))
+    second = chain(trie, Proposal(1, 0.8, 1, 0.6, 1), Proposal(3, 0.4, 1))
+    assert first[0] == second[0]
+    tree, trunk = trie.tree(first, 8)
     check_tree(tree, 2)
+    assert trunk == [0, 1]
+    assert tree.tokens.tolist() == [1, 2, 3]
+    assert tree.parents.tolist() == [ROOT, 0, 0]
+    assert (tree.source[0], tree.ranks[0]) == (1, 1)
+    assert (tree.confidence[0], tree.probs[0]) == pytest.approx((0.8, 0.6))
+
+
+def test_the_most_promising_branches_stay_and_the_trunk_always_does() -> None:
+    trie = DraftTrie(DraftTree())
+    trunk = chain(trie, Proposal(1, 0.5, 0), Proposal(2, 0.1, 0))
+    chain(trie, Proposal(7, 0.4, 0), Proposal(8, 0.9, 0))
+    chain(trie, Proposal(9, 0.3, 1), parent=trunk[0])
+    tree, _ = trie.tree(trunk, 4)
+    assert tree.tokens.tolist() == [1, 2, 7, 8]  # 0.4 and 0.36 are more than 0.15
+    assert trie.tree(trunk, 1)[0].tokens.tolist() == [1, 2]
+
+
+def test_a_base_tree_keeps_its_places() -> None:
+    base = DraftTree(
+        *(np.array(values, kind) for values, kind in (([5, 6, 7], np.int32), ([ROOT, 0, 0], np.int32), ([0.5] * 3, np.float32)))
+    )
+    trie = DraftTrie(base)
+    grown = chain(trie, Proposal(8, 0.5, 1), Proposal(9, 0.5, 1), parent=1)
+    tree, trunk = trie.tree(grown, 1)
+    assert tree.tokens.tolist() == [5, 6, 7, 8, 9]
+    assert tree.parents.tolist() == [ROOT, 0, 0, 1, 3]
+    assert trunk == [3, 4]
+    assert trie.path(grown[-1]) == [5, 6, 8, 9]
+    assert trie.reach(grown[-1]) == pytest.approx(0.5**4)
 
 
 def test_empty_tree_has_no_nodes() -> None:
-    assert len(build_tree([])) == 0
+    assert len(DraftTrie(DraftTree()).tree([], 5)[0]) == 0
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -76,8 +106,15 @@ def test_every_tree_keeps_the_promises(seed: int) -> None:
         return ScriptedDrafter(str(salt), script, slots=3, max_step_tokens=limit, gone=gone, forgets=forgets, errors=errors)
 
     drafters = [talk(salt) for salt in range(3)]
-    max_branches = rng.choice([0, 1, 4])
-    options = FusionOptions(5.0, max_branches, rng.choice([1, 2, 5]))
+    options = FusionOptions(5.0, rng.choice([1, 2, 5]))
+    plan = DraftPlan(
+        fuse_every=rng.choice([0, 3]),
+        num_siblings=rng.choice([0, 1]),
+        keep_divergent=rng.random() < 0.5,
+        max_nodes=rng.choice([4, 12]),
+        min_chance=rng.choice([0.0, 0.2]),
+        calibration=rng.choice([None, np.array([[[0.5, 1.2, 0.1]] * 3, [[-1.0, 1.0, 0.0]] * 3], np.float32)]),
+    )
     fusion = CollaborativeFusion(drafters, [drafter.max_step_tokens for drafter in drafters], options)
     rows = [
         DraftRow(
@@ -89,10 +126,14 @@ def test_every_tree_keeps_the_promises(seed: int) -> None:
         )
         for uid in range(rng.randint(1, 4))
     ]
-    for wanted, got in zip(rows, asyncio.run(fusion.draft(DraftCall(rows))).rows, strict=True):
+    for wanted, got in zip(rows, asyncio.run(fusion.draft(DraftCall(rows, (), plan))).rows, strict=True):
         trunk_len = got.proposals.shape[1]
         check_tree(got.tree, trunk_len)
         assert trunk_len <= wanted.num_draft_tokens
-        assert trunk_len <= len(got.tree) <= trunk_len + max_branches
-        for position, (token, source) in enumerate(zip(got.tree.tokens[:trunk_len], got.tree.source, strict=False)):
-            assert got.proposals[source, position] == token
+        assert got.trunk.tolist() == list(range(trunk_len))
+        assert trunk_len <= len(got.tree) <= max(plan.max_nodes, trunk_len)
+        if not (plan.num_siblings or plan.keep_divergent):
+            assert len(got.tree) == trunk_len
+        tree = got.tree
+        for position, (token, source, rank) in enumerate(zip(tree.tokens[:trunk_len], tree.source, tree.ranks, strict=False)):
+            assert rank > 0 or got.proposals[source, position] == token

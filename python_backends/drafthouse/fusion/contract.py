@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drafthouse.core.sampling_params import SamplingParams
-from drafthouse.core.tree import DraftTree
+from drafthouse.core.tree import ROOT, DraftTree
 from drafthouse.engine.contract import EngineClient
 
 
@@ -22,26 +22,48 @@ class DrafterClient(EngineClient, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class DraftPlan:
+    """How the trees of one call are grown. The default is a chain fused as the model's configuration says."""
+
+    fuse_every: int = 0  # tokens that drafters write by themselves between two fusion points; 0 = the fusion model's configuration
+    num_siblings: int = 0  # each drafter's next best candidates that are offered beside its own token
+    keep_divergent: bool = False  # what a drafter wrote after it had left the trunk stays as a branch
+    max_nodes: int = 64  # of one tree; the most promising ones stay
+    min_chance: float = 0.0  # a path whose chance of acceptance falls below this is not grown further
+    # [2, D, 3], coefficients (a, b, c) of chance = sigmoid(a + b · logit(probability) + c · logit(routing score)): for what a drafter
+    # chooses itself, and for its other candidates. None: a probability is taken for the chance.
+    calibration: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DraftRow:
     """One request's part in a draft round.
 
     ``tokens`` are committed tokens from absolute position ``prefix_len`` to the last one (at least one). They reach
     back far enough for the slowest participating drafter to catch up, at any length: fusion chunks them.
+
+    A draft may go on from an earlier one that is still being verified: ``base`` is that tree, ``leaf`` the node of it from which
+    the drafters go on.
     """
 
     request_uid: int
     prefix_len: int
     tokens: NDArray[np.int32]  # [num_tokens >= 1]
-    num_draft_tokens: int  # longest trunk wanted; 0 = only take in the tokens (prompt scoring, catching up)
+    num_draft_tokens: int  # longest trunk wanted beyond ``leaf``; 0 = only take in the tokens (prompt scoring, catching up)
     weights: NDArray[np.float32]  # [num_drafters], routing weight; 0 = does not take part
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    scores: NDArray[np.float32] | None = None  # [num_drafters], routing scores in [0, 1] for the calibration; None = not known
+    base: DraftTree = field(default_factory=DraftTree)
+    leaf: int = ROOT
 
 
 @dataclass(frozen=True, slots=True)
 class DraftRowResult:
-    """What one request got out of a draft round. D = number of drafters, K = trunk length."""
+    """What one request got out of a draft round. D = number of drafters, K = trunk tokens grown in this round."""
 
+    # The whole tree, ``base`` included (in its order, first, whenever there is one). A new tree begins with its trunk.
     tree: DraftTree
+    trunk: NDArray[np.int32]  # [K], the trunk's new nodes in order
     drafter_status: NDArray[np.int32]  # [D], engine RowStatus; ABSENT for drafters that were not asked or not there
     cached_len: NDArray[np.int32]  # [D], committed tokens each drafter now holds (0 where unknown)
     proposals: NDArray[np.int32]  # [D, K], what each drafter proposed at each trunk position, -1 = nothing
@@ -56,6 +78,7 @@ class DraftCall:
 
     rows: Sequence[DraftRow]
     release_uids: Sequence[int] = ()  # finished requests, forgotten by every drafter first
+    plan: DraftPlan = field(default_factory=DraftPlan)
 
 
 @dataclass(frozen=True, slots=True)

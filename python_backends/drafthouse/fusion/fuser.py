@@ -5,7 +5,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from drafthouse.fusion.contract import DraftCall, DrafterClient, DraftResult
+from drafthouse.fusion.contract import DraftCall, DrafterClient, DraftPlan, DraftResult
 from drafthouse.fusion.lane import DrafterLane, ReleaseLedger
 from drafthouse.fusion.pacing import Pace
 from drafthouse.fusion.row_draft import RowDraft
@@ -16,14 +16,13 @@ class FusionOptions:
     """How a draft round is run."""
 
     call_timeout_s: float = 1.0  # a drafter that takes longer for one call is left out of the rest of the round
-    max_branches: int = 0  # proposals beside the trunk, per tree; 0 = chains, whose verified text is byte-identical
-    fuse_every: int = 1  # tokens that drafters write by themselves between two fusion points; 1 = CoSine's way
+    fuse_every: int = 1  # tokens that drafters write by themselves between two fusion points; 1 = CoSine's way. A call may say otherwise
     pace: bool = False  # fuse less often than that where the drafters are far away (`pacing`)
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value that makes no sense."""
-        if self.call_timeout_s <= 0 or self.fuse_every < 1 or self.max_branches < 0:
-            raise ValueError(f"call_timeout_s must be > 0, fuse_every >= 1 and max_branches >= 0: {self}")
+        if self.call_timeout_s <= 0 or self.fuse_every < 1:
+            raise ValueError(f"call_timeout_s must be > 0 and fuse_every >= 1: {self}")
 
 
 class CollaborativeFusion:
@@ -49,8 +48,8 @@ class CollaborativeFusion:
 
     async def draft(self, call: DraftCall) -> DraftResult:
         """See `Fusion.draft`; releases reach every drafter, also those without work, before anything else."""
-        rows = [RowDraft(row, self._max_step_tokens, self._options.max_branches) for row in call.rows]
-        lanes = self._open_lanes(rows)
+        rows = [RowDraft(row, self._max_step_tokens, call.plan) for row in call.rows]
+        lanes = self._open_lanes(rows, call.plan)
         for ledger in self._ledgers:
             ledger.owe(call.release_uids)
         # A drafter that did not answer last time must not delay others' work only to be told what is over.
@@ -59,14 +58,12 @@ class CollaborativeFusion:
             for lane, ledger in zip(lanes, self._ledgers, strict=True)
             if call.release_uids and not lane.seats and not (rows and ledger.is_lost)
         ]
-        session_ns = await _slowest([self._run(lanes, rows), *idle])
+        session_ns = await _slowest([self._run(lanes, rows, call.plan.fuse_every or self._options.fuse_every), *idle])
         return DraftResult([row.result(len(lanes)) for row in rows], session_ns)
 
-    def _open_lanes(self, rows: Sequence[RowDraft]) -> list[DrafterLane]:
-        options = self._options
-        num_candidates = 2 if options.max_branches else 1
+    def _open_lanes(self, rows: Sequence[RowDraft], plan: DraftPlan) -> list[DrafterLane]:
         lanes = [
-            DrafterLane(client, ledger, pace, limit, options.call_timeout_s, num_candidates)
+            DrafterLane(client, ledger, pace, limit, self._options.call_timeout_s, plan)
             for client, ledger, pace, limit in zip(self._drafters, self._ledgers, self._paces, self._max_step_tokens, strict=True)
         ]
         for row in rows:
@@ -74,27 +71,27 @@ class CollaborativeFusion:
                 lanes[seat.drafter].seats.append(seat)
         return lanes
 
-    async def _run(self, lanes: Sequence[DrafterLane], rows: Sequence[RowDraft]) -> int:
+    async def _run(self, lanes: Sequence[DrafterLane], rows: Sequence[RowDraft], fuse_every: int) -> int:
         working = [lane for lane in lanes if lane.seats]
         session_ns = await _slowest([lane.take_in() for lane in working])
         alone = [lane for lane in working if all(len(seat.row.active) == 1 for seat in lane.seats)]
         together = [lane for lane in working if lane not in alone]
         # Lanes that wait for nobody do not make the others wait for their long calls either.
-        groups = [self._fuse([lane], [seat.row for seat in lane.seats]) for lane in alone]
+        groups = [self._fuse([lane], [seat.row for seat in lane.seats], fuse_every) for lane in alone]
         if together:
             shared = {seat.drafter for lane in together for seat in lane.seats}
-            groups.append(self._fuse(together, [row for row in rows if any(seat.drafter in shared for seat in row.seats)]))
+            groups.append(self._fuse(together, [row for row in rows if any(seat.drafter in shared for seat in row.seats)], fuse_every))
         return session_ns + await _slowest(groups)
 
-    async def _fuse(self, lanes: Sequence[DrafterLane], rows: Sequence[RowDraft]) -> int:
+    async def _fuse(self, lanes: Sequence[DrafterLane], rows: Sequence[RowDraft], at_least: int) -> int:
         session_ns = 0
         while True:
             asked = [(lane, seats) for lane in lanes if (seats := lane.waiting)]
             if not asked:
                 return session_ns
-            fuse_every = self._options.fuse_every
+            fuse_every = at_least
             if self._options.pace:
-                fuse_every = max(lane.pace.interval(fuse_every) for lane, _ in asked)
+                fuse_every = max(lane.pace.interval(at_least) for lane, _ in asked)
             session_ns += await _slowest([lane.propose(seats, fuse_every) for lane, seats in asked])
             for row in rows:
                 row.extend()

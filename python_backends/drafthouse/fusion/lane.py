@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from drafthouse.core.clock import now_ns
 from drafthouse.engine.contract import EngineError, RowResult, RowStatus, StepCall, StepResult
-from drafthouse.fusion.contract import DrafterClient
+from drafthouse.fusion.contract import DrafterClient, DraftPlan
 from drafthouse.fusion.pacing import Pace
 from drafthouse.fusion.row_draft import Seat
 
@@ -50,7 +50,7 @@ class DrafterLane:
         pace: Pace,
         max_step_tokens: int,
         timeout_s: float,
-        num_candidates: int,
+        plan: DraftPlan,
     ) -> None:
         self.seats: list[Seat] = []
         self.pace = pace
@@ -58,7 +58,7 @@ class DrafterLane:
         self._ledger = ledger
         self._max_step_tokens = max_step_tokens
         self._timeout_s = timeout_s
-        self._num_candidates = num_candidates
+        self._num_candidates = 1 + plan.num_siblings
 
     @property
     def waiting(self) -> list[Seat]:
@@ -102,12 +102,11 @@ class DrafterLane:
         return session_ns
 
     async def _ask(self, seats: list[Seat], num_steps: int) -> int:
-        keep_candidates = self._num_candidates > 1
         for seat in seats:
             seat.fresh = []
         call = StepCall([seat.row.step_row(seat.position) for seat in seats], num_steps, self._num_candidates, return_logprobs=False)
         started_ns = now_ns()
-        session_ns = await self._call(seats, call, lambda seat, answer: seat.accept(answer, num_steps, keep_candidates))
+        session_ns = await self._call(seats, call, lambda seat, answer: seat.accept(answer, num_steps))
         self.pace.saw(now_ns() - started_ns, session_ns, num_steps)
         return session_ns
 
@@ -116,8 +115,8 @@ class DrafterLane:
         num_left = seat.row.end_position - seat.position
         if seat.row.num_draft_tokens == 0:
             return min(self._max_step_tokens, num_left)
-        # A drafting call carries the tail and either the trunk so far or what the engine appends to it by itself.
-        num_drafted = max(other.row.num_draft_tokens for other in self.seats) - 1
+        # A drafting call carries the tail, the path to the leaf, and either the trunk so far or what the engine appends to it by itself.
+        num_drafted = max(other.row.num_draft_tokens for other in self.seats) - 1 + seat.row.leaf_depth
         return min(self._max_step_tokens, num_left - 1) if num_left + num_drafted > self._max_step_tokens else 0
 
     def _took_in(self, seat: Seat, answer: RowResult) -> None:

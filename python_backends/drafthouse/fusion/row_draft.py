@@ -7,10 +7,37 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from drafthouse.core.chance import chance, score_logit
 from drafthouse.core.sampling_params import NO_TOKEN
 from drafthouse.engine.contract import RowResult, RowStatus, StepRow
-from drafthouse.fusion.contract import DraftRow, DraftRowResult
-from drafthouse.fusion.token_fusion import Proposal, build_tree, most_confident, select_branches
+from drafthouse.fusion.contract import DraftPlan, DraftRow, DraftRowResult
+from drafthouse.fusion.token_fusion import DraftTrie, Proposal, most_confident
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """What one drafter's probabilities are worth for one request."""
+
+    drafter: int
+    weight: float
+    lines: tuple[tuple[float, float], ...]  # (intercept, slope) for the drafter's own choice and for others; () = as they are
+
+    @staticmethod
+    def of(drafter: int, row: DraftRow, plan: DraftPlan) -> Judge:
+        """For one drafter of ``row``."""
+        weight = min(float(row.weights[drafter]), 1.0)
+        if plan.calibration is None:
+            return Judge(drafter, weight, ())
+        score = 0.0 if row.scores is None else score_logit(float(row.scores[drafter]))
+        return Judge(drafter, weight, tuple((a + c * score, b) for a, b, c in plan.calibration[:, drafter].tolist()))
+
+    def proposal(self, token: int, prob: float, rank: int = 0) -> Proposal:
+        """A candidate with its chance (a probability that is not a number has none)."""
+        if self.lines:
+            value = chance(*self.lines[min(rank, 1)], prob)
+        else:
+            value = 0.0 if math.isnan(prob) else min(prob, 1.0)
+        return Proposal(token, value, self.drafter, prob, rank, self.weight)
 
 
 @dataclass(slots=True, eq=False)
@@ -18,17 +45,20 @@ class Seat:
     """One drafter's part in one request's round. Written by the drafter's lane, read by the request's `RowDraft`."""
 
     row: RowDraft
-    drafter: int
-    weight: float
+    judge: Judge
     position: int  # absolute position of the first token that the next call sends
     status: RowStatus = RowStatus.ABSENT
     cached_len: int = 0
     score: float = 0.0  # nats over `num_scored` tokens
     num_scored: int = 0
     has_healed: bool = False  # NEEDS_PREFILL was answered once; a second time the drafter sits out
-    fresh: list[tuple[int, float]] = field(default_factory=list)  # (token, own probability) from the trunk's end on
-    proposed: list[tuple[int, float]] = field(default_factory=list)  # the same per trunk position, kept for the router
-    candidates: list[list[tuple[int, float]]] = field(default_factory=list)  # per fresh position; only kept for branches
+    fresh: list[list[Proposal]] = field(default_factory=list)  # per position from the trunk's end on: own choice, then other candidates
+    proposed: list[tuple[int, float]] = field(default_factory=list)  # own choice and probability per trunk position, for the router
+
+    @property
+    def drafter(self) -> int:
+        """Index of the drafter."""
+        return self.judge.drafter
 
     def leave(self, status: RowStatus) -> None:
         """Sit out the rest of this request's round."""
@@ -36,60 +66,67 @@ class Seat:
         self.fresh = []
         self.row.active.remove(self)
 
-    def accept(self, answer: RowResult, num_steps: int, keep_candidates: bool) -> None:
+    def accept(self, answer: RowResult, num_steps: int) -> None:
         """Take the proposals that follow the trunk out of an OK answer; leave when there are none."""
-        first = len(self.row.trunk)
-        tokens = answer.sampled[first : first + num_steps].tolist()
-        probs = answer.candidate_probs[first : first + num_steps]
-        self.fresh = list(zip(tokens, probs[:, 0].tolist(), strict=False)) if probs.size else []
+        first = len(self.row.path)
+        ids = answer.candidate_ids[first : first + num_steps].tolist()
+        probs = answer.candidate_probs[first : first + num_steps].tolist()
+        self.fresh = [
+            [self.judge.proposal(token, prob, rank) for rank, (token, prob) in enumerate(zip(*pair, strict=True))]
+            for pair in zip(ids, probs, strict=True)
+            if pair[0]
+        ]
         self.status = RowStatus.OK
         self.position = self.row.end_position - 1
         if not self.fresh:
             self.leave(RowStatus.ERROR)
-        elif keep_candidates:
-            ids = answer.candidate_ids[first : first + num_steps].tolist()
-            self.candidates = [list(zip(*pair, strict=True)) for pair in zip(ids, probs.tolist(), strict=True)]
-
-    def proposal(self, token: int, prob: float) -> Proposal:
-        """A token of this drafter with its weighted confidence (a probability that is not a number counts as none)."""
-        confidence = 0.0 if math.isnan(prob) else min(self.weight * prob, 1.0)
-        return Proposal(token, confidence, self.drafter)
 
 
 class RowDraft:
-    """One request's trunk while it grows."""
+    """One request's tree while it grows."""
 
-    __slots__ = ("_offered", "_shared_row", "active", "end_position", "max_branches", "num_draft_tokens", "row", "seats", "trunk")
+    __slots__ = (
+        "_plan", "_shared_row", "_tip", "_trie", "active", "end_position",
+        "leaf_depth", "num_draft_tokens", "path", "row", "seats", "trunk",
+    )  # fmt: skip
 
-    def __init__(self, row: DraftRow, max_step_tokens: tuple[int, ...], max_branches: int) -> None:
+    def __init__(self, row: DraftRow, max_step_tokens: tuple[int, ...], plan: DraftPlan) -> None:
         self.row = row
         self.end_position = row.prefix_len + len(row.tokens)  # absolute position after the last committed token
-        self.max_branches = max_branches
-        self.seats = [Seat(self, drafter, weight, row.prefix_len) for drafter, weight in enumerate(row.weights.tolist()) if weight > 0]
+        self.seats = [
+            Seat(self, Judge.of(drafter, row, plan), row.prefix_len) for drafter, weight in enumerate(row.weights.tolist()) if weight > 0
+        ]
         self.active = list(self.seats)
-        # The last call of a fused trunk carries the root and all trunk tokens but the last.
-        self.num_draft_tokens = min([row.num_draft_tokens, *(max_step_tokens[seat.drafter] for seat in self.seats)])
-        self.trunk: list[Proposal] = []
-        self._offered: list[list[Proposal]] = []  # every candidate per trunk position, for branches
+        self.trunk: list[int] = []  # the trunk's new nodes
+        self._plan = plan
+        self._trie = DraftTrie(row.base)
+        self._tip = row.leaf  # the trunk's last node
+        self.path = self._trie.path(row.leaf)  # draft tokens from the root to the tip
+        self.leaf_depth = len(self.path)
+        # The last call of a fused trunk carries the root and the whole path but its last token.
+        most = min([max_step_tokens[seat.drafter] for seat in self.seats], default=0) - self.leaf_depth
+        self.num_draft_tokens = max(0, min(row.num_draft_tokens, most))
         self._shared_row: StepRow | None = None
 
     @property
     def num_missing(self) -> int:
-        """Trunk tokens still wanted; 0 when the trunk has ended or nobody is left to extend it."""
-        if not self.active or (self.trunk and self.trunk[-1].token in self.row.sampling.end_ids):
+        """Trunk tokens still wanted; 0 when the trunk has ended, hardly anybody will get there, or nobody is left to extend it."""
+        if not self.active or (self.path and self.path[-1] in self.row.sampling.end_ids):
+            return 0
+        if self.trunk and self._trie.reach(self._tip) < self._plan.min_chance:
             return 0
         return self.num_draft_tokens - len(self.trunk)
 
     def step_row(self, position: int) -> StepRow:
-        """What a drafter is asked: committed tokens from ``position`` on, then the trunk. Shared by equal askers."""
+        """What a drafter is asked: committed tokens from ``position`` on, then the path to the tip. Shared by equal askers."""
         shared = self._shared_row
         if shared is not None and shared.prefix_len == position:
             return shared
         row = self.row
         tokens = row.tokens[position - row.prefix_len :]
         num_committed = len(tokens)
-        if self.trunk:
-            tokens = np.concatenate((tokens, np.array([node.token for node in self.trunk], np.int32)))
+        if self.path:
+            tokens = np.concatenate((tokens, np.array(self.path, np.int32)))
         self._shared_row = StepRow(row.request_uid, position, tokens, num_committed, None, row.sampling)
         return self._shared_row
 
@@ -102,26 +139,41 @@ class RowDraft:
     def extend(self) -> None:
         """Fuse what the drafters have just proposed: one token each, or what each wrote by itself since the last fusion point.
 
-        At every position the most confident proposal wins; a drafter that had written something else has no say in what follows it
+        At every position the best vote continues the trunk; a drafter that had written something else has no say in what follows it
         until the next fusion point, because it wrote that for another text.
         """
-        agreeing = self.active
+        agreeing = [seat for seat in self.active if seat.fresh]
         index = 0
-        while self.num_missing > 0 and any(index < len(seat.fresh) for seat in agreeing):
-            agreeing = [seat for seat in agreeing if index < len(seat.fresh)]
-            best = most_confident([seat.proposal(*seat.fresh[index]) for seat in agreeing])
-            self.trunk.append(best)
+        while self.num_missing > 0 and (agreeing := [seat for seat in agreeing if index < len(seat.fresh)]):
+            best = most_confident([seat.fresh[index][0] for seat in agreeing])
+            for seat in agreeing:
+                self._branch(seat, index, best.token)
+            self._tip = self._trie.add(self._tip, best)
+            self.trunk.append(self._tip)
+            self.path.append(best.token)
             for seat in self.active:
-                seat.proposed.append(seat.fresh[index] if seat in agreeing else (NO_TOKEN, 0.0))
-            if self.max_branches:
-                self._offered.append([seat.proposal(*candidate) for seat in agreeing for candidate in seat.candidates[index]])
-            agreeing = [seat for seat in agreeing if seat.fresh[index][0] == best.token]
+                own = seat.fresh[index][0] if seat in agreeing else None
+                seat.proposed.append((NO_TOKEN, 0.0) if own is None else (own.token, own.prob))
+            agreeing = [seat for seat in agreeing if seat.fresh[index][0].token == best.token]
             index += 1
         self._shared_row = None
 
+    def _branch(self, seat: Seat, index: int, trunk_token: int) -> None:
+        """Add what ``seat`` offered after the tip beside the trunk's next token, and what it wrote if it left the trunk here."""
+        plan, here, wanted = self._plan, self._tip, trunk_token
+        if not (plan.num_siblings or plan.keep_divergent):
+            return
+        for own, *others in seat.fresh[index:]:
+            for sibling in others[: plan.num_siblings]:
+                self._trie.add(here, sibling)
+            if own.token == wanted:
+                return
+            here, wanted = self._trie.add(here, own), NO_TOKEN
+            if not plan.keep_divergent or own.token in self.row.sampling.end_ids or self._trie.reach(here) < plan.min_chance:
+                return
+
     def result(self, num_drafters: int) -> DraftRowResult:
         """The round's outcome for this request."""
-        branches = select_branches(self.trunk, self._offered, self.max_branches) if self.max_branches else []
         status, cached_len, num_scored = ([blank] * num_drafters for blank in (int(RowStatus.ABSENT), 0, 0))
         score = [0.0] * num_drafters
         proposals = [[NO_TOKEN] * len(self.trunk) for _ in range(num_drafters)]
@@ -132,12 +184,14 @@ class RowDraft:
             score[drafter], num_scored[drafter] = seat.score, seat.num_scored
             for position, (token, prob) in enumerate(seat.proposed):
                 proposals[drafter][position], probs[drafter][position] = token, prob
+        tree, trunk = self._trie.tree(self.trunk, self._plan.max_nodes)
         return DraftRowResult(
-            tree=build_tree(self.trunk, branches),
+            tree=tree,
+            trunk=np.array(trunk, np.int32),
             drafter_status=np.array(status, np.int32),
             cached_len=np.array(cached_len, np.int32),
-            proposals=np.array(proposals, np.int32),
-            proposal_probs=np.array(probs, np.float32),
+            proposals=np.array(proposals, np.int32).reshape(num_drafters, len(self.trunk)),
+            proposal_probs=np.array(probs, np.float32).reshape(num_drafters, len(self.trunk)),
             prompt_logprob=np.array(score, np.float32),
             num_scored=np.array(num_scored, np.int32),
         )

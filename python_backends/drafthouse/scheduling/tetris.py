@@ -55,12 +55,7 @@ def path_probs(parents: ArrayLike, chances: ArrayLike) -> Floats:
 
 def prune(tree: DraftTree, mask: Mask) -> DraftTree:
     """The tree of the nodes in ``mask`` [n], in their order; a chosen node's ancestors must be chosen."""
-    if mask.all():
-        return tree
-    new_index = np.cumsum(mask, dtype=np.int32) - np.int32(1)
-    parents = tree.parents[mask]
-    renamed = np.where(parents == ROOT, np.int32(ROOT), new_index[parents]).astype(np.int32)
-    return DraftTree(tree.tokens[mask], renamed, tree.confidence[mask], tree.source[mask])
+    return tree if mask.all() else tree.taking(np.flatnonzero(mask))
 
 
 def select_by_width(

@@ -107,6 +107,15 @@ class ResultColumn(IntEnum):
     NUM_SCORED = 3
 
 
+class PlanOption(IntEnum):
+    """Entries of fusion's `plan` INT32 [4]."""
+
+    FUSE_EVERY = 0
+    NUM_SIBLINGS = 1
+    KEEP_DIVERGENT = 2
+    MAX_NODES = 3
+
+
 ENGINE = MessageSchema(
     call=(
         LEASE_SECRET,
@@ -135,15 +144,23 @@ FUSION = MessageSchema(
         TensorSpec("row_params", "FP32", (-1, 2), optional=True),
         TensorSpec("tokens", "INT32", (-1,), optional=True),
         TensorSpec("weights", "FP32", (-1, -1), optional=True),  # [B, D]
+        TensorSpec("scores", "FP32", (-1, -1), optional=True),  # [B, D], routing scores
+        TensorSpec("plan", "INT32", (4,), optional=True),  # see `PlanOption`
+        TensorSpec("min_chance", "FP32", (1,), optional=True),
+        TensorSpec("calibration", "FP32", (2, -1, 3), optional=True),  # [2, D, (a, b, c)]
+        TensorSpec("base_shape", "INT32", (-1, 2), optional=True),  # [B, (nodes, leaf)], when any row goes on from a tree
+        TensorSpec("base_nodes", "INT32", (-1, 4), optional=True),  # as tree_nodes
+        TensorSpec("base_chances", "FP32", (-1, 2), optional=True),  # as tree_chances
         BAD_WORDS,
         MORE_END_IDS,
         RELEASE_UIDS,
     ),
     answer=(
-        TensorSpec("draft_info", "INT64", (2,)),  # draft_session_ns, trunk length K of the widest row
+        TensorSpec("draft_info", "INT64", (1,)),  # draft_session_ns
         TensorSpec("tree_sizes", "INT32", (-1,)),  # [B]
-        TensorSpec("tree_nodes", "INT32", (-1, 3)),  # token, parent, source drafter
-        TensorSpec("tree_confidence", "FP32", (-1,)),
+        TensorSpec("tree_nodes", "INT32", (-1, 4)),  # token, parent, source drafter, rank
+        TensorSpec("tree_chances", "FP32", (-1, 2)),  # chance of acceptance, the drafter's own probability
+        TensorSpec("trunks", "INT32", (-1, -1)),  # [B, K], the trunks' new nodes, -1 behind the end
         TensorSpec("drafter_state", "INT32", (-1, -1, 3)),  # [B, D, (status, cached_len, num_scored)]
         TensorSpec("prompt_logprob", "FP32", (-1, -1)),  # [B, D]
         TensorSpec("proposals", "INT32", (-1, -1, -1)),  # [B, D, K], -1 = none

@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from drafthouse.core.tree import DraftTree
-from drafthouse.fusion.contract import DraftCall, DraftResult, DraftRow, DraftRowResult
+from drafthouse.core.tree import ROOT, DraftTree
+from drafthouse.fusion.contract import DraftCall, DraftPlan, DraftResult, DraftRow, DraftRowResult
 from drafthouse.triton.codec.envelope import Array, Tensors
 from drafthouse.triton.codec.rows import (
     MASK64,
@@ -17,7 +17,7 @@ from drafthouse.triton.codec.rows import (
     unpack_release,
     unpack_sampling,
 )
-from drafthouse.triton.schema import RowColumn
+from drafthouse.triton.schema import PlanOption, RowColumn
 
 
 def pack_draft(call: DraftCall) -> Tensors:
@@ -27,7 +27,44 @@ def pack_draft(call: DraftCall) -> Tensors:
     tensors = pack_rows(call.rows, (row.num_draft_tokens for row in call.rows))
     tensors["tokens"] = np.concatenate([row.tokens for row in call.rows]).astype(np.int32)
     tensors["weights"] = np.stack([row.weights for row in call.rows]).astype(np.float32)
+    unknown = np.full(len(call.rows[0].weights), np.nan, np.float32)
+    if any(row.scores is not None for row in call.rows):
+        tensors["scores"] = np.stack([unknown if row.scores is None else row.scores for row in call.rows]).astype(np.float32)
+    if any(len(row.base) for row in call.rows):
+        tensors["base_shape"] = np.array([(len(row.base), row.leaf) for row in call.rows], np.int32)
+        tensors["base_nodes"], tensors["base_chances"] = _pack_trees([row.base for row in call.rows])
+    _pack_plan(call.plan, tensors)
     return pack_release(tensors, call.release_uids)
+
+
+def _pack_plan(plan: DraftPlan, tensors: Tensors) -> None:
+    tensors["plan"] = np.array([plan.fuse_every, plan.num_siblings, plan.keep_divergent, plan.max_nodes], np.int32)
+    tensors["min_chance"] = np.array([plan.min_chance], np.float32)
+    if plan.calibration is not None:
+        tensors["calibration"] = plan.calibration.astype(np.float32)
+
+
+def _unpack_plan(tensors: Mapping[str, Array]) -> DraftPlan:
+    options = tensors["plan"].tolist()
+    return DraftPlan(
+        fuse_every=options[PlanOption.FUSE_EVERY],
+        num_siblings=options[PlanOption.NUM_SIBLINGS],
+        keep_divergent=bool(options[PlanOption.KEEP_DIVERGENT]),
+        max_nodes=options[PlanOption.MAX_NODES],
+        min_chance=float(tensors["min_chance"][0]),
+        calibration=tensors.get("calibration"),
+    )
+
+
+def _pack_trees(trees: Sequence[DraftTree]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """All trees' nodes one after the other: (token, parent, source, rank) and (chance, probability)."""
+    nodes = np.concatenate([np.stack((tree.tokens, tree.parents, tree.source, tree.ranks), axis=1) for tree in trees])
+    chances = np.concatenate([np.stack((tree.confidence, tree.probs), axis=1) for tree in trees])
+    return nodes.astype(np.int32), chances.astype(np.float32)
+
+
+def _unpack_tree(nodes: Array, chances: Array) -> DraftTree:
+    return DraftTree(nodes[:, 0], nodes[:, 1], chances[:, 0], nodes[:, 2], chances[:, 1], nodes[:, 3])
 
 
 def unpack_draft(tensors: Mapping[str, Array]) -> DraftCall:
@@ -36,6 +73,7 @@ def unpack_draft(tensors: Mapping[str, Array]) -> DraftCall:
     if "rows" not in tensors:
         return DraftCall((), release_uids)
     offsets = offsets_of(tensors["rows"][:, RowColumn.NUM_TOKENS])
+    bases = _unpack_bases(tensors)
     rows = [
         DraftRow(
             request_uid=row[RowColumn.REQUEST_UID] & MASK64,
@@ -44,12 +82,23 @@ def unpack_draft(tensors: Mapping[str, Array]) -> DraftCall:
             num_draft_tokens=row[RowColumn.COUNT],
             weights=weights,
             sampling=sampling,
+            scores=tensors["scores"][i] if "scores" in tensors else None,
+            base=bases[i][0] if bases else DraftTree(),
+            leaf=bases[i][1] if bases else ROOT,
         )
-        for row, begin, end, weights, sampling in zip(
-            tensors["rows"].tolist(), offsets, offsets[1:], tensors["weights"], unpack_sampling(tensors), strict=False
+        for i, (row, begin, end, weights, sampling) in enumerate(
+            zip(tensors["rows"].tolist(), offsets, offsets[1:], tensors["weights"], unpack_sampling(tensors), strict=False)
         )
     ]
-    return DraftCall(rows, release_uids)
+    return DraftCall(rows, release_uids, _unpack_plan(tensors))
+
+
+def _unpack_bases(tensors: Mapping[str, Array]) -> list[tuple[DraftTree, int]]:
+    if "base_shape" not in tensors:
+        return []
+    offsets = offsets_of(tensors["base_shape"][:, 0])
+    places = zip(pairwise(offsets), tensors["base_shape"][:, 1].tolist(), strict=True)
+    return [(_unpack_tree(tensors["base_nodes"][begin:end], tensors["base_chances"][begin:end]), leaf) for (begin, end), leaf in places]
 
 
 def pack_proposals(
@@ -69,23 +118,23 @@ def pack_draft_result(result: DraftResult, num_drafters: int) -> Tensors:
     """Fusion's answer's sections (`schema.FUSION`)."""
     rows = result.rows
     trees = [row.tree for row in rows]
-    nodes = np.zeros((sum(map(len, trees)), 3), np.int32)
-    confidence = np.zeros(len(nodes), np.float32)
-    begin = 0
-    for tree in trees:
-        end = begin + len(tree)
-        nodes[begin:end] = np.stack((tree.tokens, tree.parents, tree.source), axis=1)
-        confidence[begin:end] = tree.confidence
-        begin = end
+    if not rows:
+        trees = [DraftTree()]  # so that there is something to concatenate
+    nodes, chances = _pack_trees(trees)
+    width = max((len(row.trunk) for row in rows), default=0)
+    trunks = np.full((len(rows), width), ROOT, np.int32)
+    for i, row in enumerate(rows):
+        trunks[i, : len(row.trunk)] = row.trunk
     state = np.zeros((len(rows), num_drafters, 3), np.int32)
     for i, row in enumerate(rows):
         state[i] = np.stack((row.drafter_status, row.cached_len, row.num_scored), axis=1)
     ids, probs = pack_proposals([r.proposals for r in rows], [r.proposal_probs for r in rows], num_drafters)
     return {
-        "draft_info": np.array([result.draft_session_ns, ids.shape[2]], np.int64),
-        "tree_sizes": np.array([len(tree) for tree in trees], np.int32),
+        "draft_info": np.array([result.draft_session_ns], np.int64),
+        "tree_sizes": np.array([len(row.tree) for row in rows], np.int32),
         "tree_nodes": nodes,
-        "tree_confidence": confidence,
+        "tree_chances": chances,
+        "trunks": trunks,
         "drafter_state": state,
         "prompt_logprob": np.array([row.prompt_logprob for row in rows], np.float32).reshape(-1, num_drafters),
         "proposals": ids,
@@ -95,11 +144,12 @@ def pack_draft_result(result: DraftResult, num_drafters: int) -> Tensors:
 
 def unpack_draft_result(tensors: Mapping[str, Array]) -> DraftResult:
     """The inverse of `pack_draft_result` (proposals stay padded to the widest row)."""
-    nodes, confidence, state = tensors["tree_nodes"], tensors["tree_confidence"], tensors["drafter_state"]
+    nodes, chances, state = tensors["tree_nodes"], tensors["tree_chances"], tensors["drafter_state"]
     offsets = offsets_of(tensors["tree_sizes"])
     rows = [
         DraftRowResult(
-            tree=DraftTree(nodes[begin:end, 0], nodes[begin:end, 1], confidence[begin:end], nodes[begin:end, 2]),
+            tree=_unpack_tree(nodes[begin:end], chances[begin:end]),
+            trunk=_without_padding(tensors["trunks"][i]),
             drafter_status=state[i, :, 0],
             cached_len=state[i, :, 1],
             proposals=tensors["proposals"][i],
@@ -110,3 +160,8 @@ def unpack_draft_result(tensors: Mapping[str, Array]) -> DraftResult:
         for i, (begin, end) in enumerate(pairwise(offsets))
     ]
     return DraftResult(rows, int(tensors["draft_info"][0]))
+
+
+def _without_padding(trunk: Array) -> NDArray[np.int32]:
+    nodes: NDArray[np.int32] = trunk[trunk != ROOT]
+    return nodes
