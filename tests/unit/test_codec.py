@@ -10,7 +10,7 @@ from drafthouse.core.errors import ClientError
 from drafthouse.core.sampling_params import SamplingParams
 from drafthouse.core.tree import DraftTree
 from drafthouse.engine.contract import RowResult, RowStatus, StepCall, StepResult, StepRow
-from drafthouse.fusion.contract import DraftCall, DraftResult, DraftRow, DraftRowResult
+from drafthouse.fusion.contract import DraftCall, DraftPlan, DraftResult, DraftRow, DraftRowResult
 from drafthouse.routing.contract import RouteResult, RouteRow
 from drafthouse.triton.codec.engine import pack_step, pack_step_result, unpack_step, unpack_step_result
 from drafthouse.triton.codec.envelope import Envelope, Tensors
@@ -142,22 +142,34 @@ def test_status_result_without_rows_survives() -> None:
 
 
 def test_draft_call_survives() -> None:
+    base = DraftTree(ids(7, 8), ids(-1, 0), floats(0.5, 0.25), ids(1, 0), floats(0.75, 0.125), ids(0, 1))
     call = DraftCall(
         rows=[
-            DraftRow(4, 2, ids(1, 2, 3), 5, floats(1.0, 0.0), PICKY),
-            DraftRow(5, 0, ids(1), 0, floats(0.0, 0.5)),
+            DraftRow(4, 2, ids(1, 2, 3), 5, floats(1.0, 0.0), PICKY, scores=floats(0.5, 0.25)),
+            DraftRow(5, 0, ids(1), 0, floats(0.0, 0.5), scores=floats(0.5, 0.75), base=base, leaf=1),
         ],
         release_uids=[9],
+        plan=DraftPlan(3, 2, True, 24, 0.125, np.arange(12, dtype=np.float32).reshape(2, 2, 3)),
     )
     tensors = pack_draft(call)
     assert set(tensors) | {LEASE_SECRET.name} == {spec.name for spec in FUSION.call}
     assert_same(unpack_draft(through_the_wire(FUSION.call, tensors | {LEASE_SECRET.name: SECRET})), call)
     assert_same(unpack_draft(pack_draft(DraftCall((), [9]))), DraftCall((), [9]))
+    plain = DraftCall([DraftRow(4, 2, ids(1), 5, floats(1.0))])
+    assert_same(unpack_draft(pack_draft(plain)), plain)
 
 
 def draft_result(trunk_len: int) -> DraftRowResult:
     return DraftRowResult(
-        tree=DraftTree(ids(*range(trunk_len)), ids(*range(-1, trunk_len - 1)), floats(*[0.5] * trunk_len), ids(*[1] * trunk_len)),
+        tree=DraftTree(
+            ids(*range(trunk_len)),
+            ids(*range(-1, trunk_len - 1)),
+            floats(*[0.5] * trunk_len),
+            ids(*[1] * trunk_len),
+            floats(*[0.25] * trunk_len),
+            ids(*[2] * trunk_len),
+        ),
+        trunk=ids(*range(trunk_len)),
         drafter_status=ids(RowStatus.OK, RowStatus.ABSENT),
         cached_len=ids(7, 0),
         proposals=np.full((2, trunk_len), 3, np.int32),
