@@ -17,7 +17,7 @@ from drafthouse.launcher.config import GrpcTls, ServerConfig
 from drafthouse.launcher.errors import LaunchError
 from drafthouse.launcher.server import TritonServer
 from drafthouse.launcher.server_log import error_lines
-from drafthouse.launcher.watch import FrontDoorWatch
+from drafthouse.launcher.watch import watches_of
 
 _WATCH_S = 0.2
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -144,9 +144,10 @@ def _serve(server: TritonServer, signals: StopSignals, console: Console) -> int:
         if ready:
             console.print(f"Ready after {time.monotonic() - began_s:.1f} s: {server.http_url} (HTTP), {server.grpc_address} (gRPC).")
             console.print(f"Log: {server.log_file}. Ctrl-C stops it.", soft_wrap=True)
-        watch = FrontDoorWatch(server, announce=lambda text: console.print(text, markup=False))
+        watches = watches_of(server, announce=lambda text: console.print(text, markup=False))
         while server.is_running() and not signals.requested():
-            watch.check()
+            for watch in watches:
+                watch.check()
             time.sleep(_WATCH_S)
         return 0 if signals.requested() else _report_end(server, console)
     finally:

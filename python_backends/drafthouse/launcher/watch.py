@@ -4,6 +4,8 @@
 healthy" for ever. Its open requests are lost with it, and Triton never ends their streams: their clients hang until their own deadline
 or until they disconnect. New requests are served again, and at once: the engines hold slots for requests that nobody will go on
 with, so they are loaded anew before `cosine` is.
+
+On a node that serves drafters to other servers there is no `cosine`, and nobody else in it who would reload them.
 """
 
 from __future__ import annotations
@@ -21,6 +23,13 @@ _TARGET, _DRAFTER_PREFIX = "target", "drafter_"
 CHECK_S = 1.0
 
 
+def watches_of(server: TritonServer, announce: Callable[[str], None]) -> list[FrontDoorWatch]:
+    """What a running server needs: one for its front door, or one for each drafter of a node without any."""
+    names = server.config.model_names()
+    doors = [FRONT_DOOR] if FRONT_DOOR in names else [name for name in names if name.startswith(_DRAFTER_PREFIX)]
+    return [FrontDoorWatch(server, announce, door) for door in doors]
+
+
 class FrontDoorWatch:
     """Looks after one model of a running server. `check` is called often and acts at most once per `CHECK_S`."""
 
@@ -30,7 +39,7 @@ class FrontDoorWatch:
         self._model = model
         names = server.config.model_names()
         self._is_served = model in names
-        self._engines = [name for name in names if name == _TARGET or name.startswith(_DRAFTER_PREFIX)]
+        self._engines = [name for name in names if name == _TARGET or name.startswith(_DRAFTER_PREFIX)] if model == FRONT_DOOR else []
         self._next_check_s = 0.0
         self._was_missing = False
 
@@ -45,7 +54,7 @@ class FrontDoorWatch:
         self._was_missing = missing
 
     def _reload(self) -> None:
-        self._announce(f"The process of {self._model} is gone: reloading it and its engines.")
+        self._announce(f"The process of {self._model} is gone: reloading it{' and its engines' if self._engines else ''}.")
         try:
             if self._engines:
                 # Together, because each mostly waits: for its process to start, then for its share of the processor.
