@@ -6,7 +6,7 @@ that was seen answers with its own figure, and a regression speaks only for shap
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -17,8 +17,10 @@ Cell = tuple[int, int]  # batch bucket, token bucket
 Floats = NDArray[np.float64]
 
 _EXACT = 16  # sizes up to this have a bucket of their own; beyond, four buckets per doubling
-_WINDOW = 5  # a single outlier, however large, never is the median of this many
+_WINDOW = 7  # up to three outliers among them, however large, do not show
 _SMOOTHING = 0.15
+_LARGEST_SURPRISE = 0.6  # a median further off than this share of the cell's figure moves it no faster
+_TRUSTED_AFTER = 3  # observations; a younger cell counts less for others
 _REFIT_EVERY = 64  # observations
 _RIDGE = 0.05
 _SWEEPS = 40
@@ -68,13 +70,17 @@ class _CellTimes:
             del self.recent_ns[0]
         # The lower median: of the first two, the one that did not pay for allocations.
         median = sorted(self.recent_ns)[(len(self.recent_ns) - 1) // 2]
-        self.smoothed_ns = median if self.count <= _WINDOW else self.smoothed_ns + _SMOOTHING * (median - self.smoothed_ns)
+        if self.count <= _WINDOW:
+            self.smoothed_ns = median
+        else:
+            most = _LARGEST_SURPRISE * self.smoothed_ns
+            self.smoothed_ns += _SMOOTHING * min(max(median - self.smoothed_ns, -most), most)
 
 
 class StageCosts:
     """Time of a stage by (rows, tokens per row). Not thread-safe.
 
-    A cell is the exponential average of the running median of its last five times: no single outlier shows. Shapes without a cell are
+    A cell is the exponential average of the running median of its last seven times, so that outliers do not show. Shapes without a cell are
     predicted by a regression on (1, B, T, B·T) with coefficients >= 0, fitted to relative errors and drawn towards the prior's shape,
     times the deviation of the seen cells nearby. The regression is renewed when a cell appears, and every 64 observations.
     """
@@ -130,7 +136,7 @@ class StageCosts:
         if cell is not None:
             return cell.smoothed_ns
         if self._fitted is None:
-            self._fitted = _Fit(list(self._cells), [known.smoothed_ns for known in self._cells.values()], self._prior)
+            self._fitted = _Fit(self._cells, self._prior)
             self._guesses.clear()
             self._since_fit = 0
         guess = self._guesses.get(shape)
@@ -142,16 +148,16 @@ class StageCosts:
 class _Fit:
     """The regression over the seen cells, with what they deviate from it."""
 
-    def __init__(self, shapes: Sequence[Cell], times_ns: Sequence[float], prior: Floats) -> None:
+    def __init__(self, cells: Mapping[Cell, _CellTimes], prior: Floats) -> None:
         self._coefficients = prior
-        self._log_sizes, self._log_ratios = np.empty((0, 2)), np.empty(0)
-        if not shapes:
+        self._log_sizes, self._log_ratios, self._trust = np.empty((0, 2)), np.empty(0), np.empty(0)
+        if not cells:
             return
-        seen, times = np.array(shapes, np.float64), np.array(times_ns)
+        seen, times = np.array(list(cells), np.float64), np.array([cell.smoothed_ns for cell in cells.values()])
+        self._trust = np.minimum(np.array([cell.count for cell in cells.values()]) / _TRUSTED_AFTER, 1.0)
         parts = _features(seen[:, 0], seen[:, 1]) * prior  # [cells, 4]
-        scale = float(np.exp(np.log(times / parts.sum(axis=1)).mean()))
-        relative = parts * scale / times[:, None]
-        self._coefficients = prior * scale * _non_negative(relative)
+        scale = float(np.exp(np.average(np.log(times / parts.sum(axis=1)), weights=self._trust)))
+        self._coefficients = prior * scale * _non_negative(parts * scale / times[:, None], self._trust)
         self._log_sizes = _log_sizes(seen)
         self._log_ratios = np.log(times / (_features(seen[:, 0], seen[:, 1]) @ self._coefficients))
 
@@ -160,7 +166,7 @@ class _Fit:
         mean_ns = float((_features(size[:, 0], size[:, 1]) @ self._coefficients)[0])
         distance = ((self._log_sizes - _log_sizes(size)) ** 2).sum(axis=1)
         nearness = _NEAR / (_NEAR + distance)
-        weights = nearness**2
+        weights = nearness**2 * self._trust
         # Beside the cells stands the regression itself: far from all of them it speaks alone.
         return mean_ns * math.exp(
             float((weights * self._log_ratios).sum()) / (float(weights.sum()) + (1 - float(nearness.max(initial=0.0))))
@@ -176,10 +182,11 @@ def _log_sizes(sizes: Floats) -> Floats:
     return logs
 
 
-def _non_negative(parts: Floats) -> Floats:
-    """x >= 0 that minimises |parts · x - 1|² + ridge · |x - 1|², by coordinate descent (four unknowns). [4]"""
-    gram = (parts.T @ parts + _RIDGE * np.eye(parts.shape[1])).tolist()
-    wanted = (parts.sum(axis=0) + _RIDGE).tolist()
+def _non_negative(parts: Floats, weights: Floats) -> Floats:
+    """x >= 0 that minimises weighted |parts · x - 1|² + ridge · |x - 1|², by coordinate descent (four unknowns). [4]"""
+    weighted = parts * weights[:, None]
+    gram = (parts.T @ weighted + _RIDGE * np.eye(parts.shape[1])).tolist()
+    wanted = (weighted.sum(axis=0) + _RIDGE).tolist()
     x = [1.0] * len(wanted)
     for _ in range(_SWEEPS):
         for j, row in enumerate(gram):
