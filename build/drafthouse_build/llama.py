@@ -15,10 +15,11 @@ The graph is the interface between the build and the engines:
 | `present_k_i`, `present_v_i` | as `past` | float32 | the cache with the new rows; bound to the memory of `past`, only those are written |
 
 B, T and N are free, S is fixed: TensorRT's KV-cache-update layer needs a static sequence dimension. What a mask row without any True
-gives is up to the runtime (NaN, which the next layer would write into the cache, is allowed): places that only pad the rectangle see themselves.
+gives is up to the runtime (NaN, which the next layer would write into the cache, is allowed): places that only pad the rectangle see
+themselves.
 
-Sequences of different lengths share a call: everything but attention runs on the N packed tokens, so that the padding of the rectangle, in
-which attention needs them, costs no matrix product (the packing of Orca's selective batching, Yu et al., OSDI 2022, section 3.2).
+Sequences of different lengths share a call: everything but attention runs on the N packed tokens, so that padding the rectangle, in
+which attention needs them, costs no matrix product (selective batching: Yu et al., "Orca", OSDI 2022, section 3.2).
 
 With N ≥ 2 and T ≥ 2 a token's logits do not depend on B, T, N or the neighbours, bit by bit, on ONNX Runtime's CPU kernels. With N = 1 the
 matrix products, with T = 1 attention take another kernel, which rounds differently.

@@ -35,22 +35,57 @@ class OnnxLlama:
 
         `parents [T]` makes the new tokens a tree (-1 = the row's last committed token); without it they are a chain.
         """
-        ids = np.asarray(tokens, np.int64)
-        begin = np.asarray(starts, np.int64)
-        ancestors = tree_ancestors(parents if parents is not None else range(-1, ids.shape[1] - 1))
-        positions = begin[:, None] + ancestors.sum(axis=1)[None, :] - 1
-        mask = np.zeros((*ids.shape, self.context_len), np.bool_)
-        for row, start in enumerate(begin):
-            mask[row, :, :start] = True
-            mask[row, :, start : start + ids.shape[1]] = ancestors
-        return self.run(first_row, {"input_ids": ids, "position_ids": positions, "write_indices": begin, "attn_mask": mask[:, None]})
+        logits = self.step_ragged(first_row, tokens, starts, [parents] * len(tokens))
+        return np.stack(logits)
+
+    def step_ragged(
+        self,
+        first_row: int,
+        tokens: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        parents: Sequence[Sequence[int] | None] | None = None,
+        *,
+        places: int = 2,
+        padding: int = 0,
+    ) -> list[FloatArray]:
+        """As `step` for rows of different lengths; returns `[T_b, V]` per row.
+
+        The rectangle gets at least `places` per row, and `padding` further packed tokens repeat the first one.
+        """
+        width = max(places, *map(len, tokens))
+        shape = (len(tokens), width)
+        positions = np.asarray(starts, np.int64)[:, None] + np.arange(width)
+        mask = np.arange(self.context_len) <= positions[:, :, None]
+        unpack = np.zeros(shape, np.int64)
+        pack: list[int] = []
+        for row, (own, start) in enumerate(zip(tokens, starts, strict=True)):
+            count = len(own)
+            tree = parents[row] if parents is not None else None
+            ancestors = tree_ancestors(tree if tree is not None else range(-1, count - 1))
+            positions[row, :count] = start + ancestors.sum(axis=1) - 1
+            mask[row, :count] = False
+            mask[row, :count, :start] = True
+            mask[row, :count, start : start + count] = ancestors
+            unpack[row, :count] = range(len(pack), len(pack) + count)
+            pack += range(row * width, row * width + count)
+        ids = [token for own in tokens for token in own]
+        feeds = {
+            "input_ids": np.asarray(ids + ids[:1] * padding),
+            "position_ids": positions,
+            "write_indices": np.asarray(starts, np.int64),
+            "attn_mask": mask[:, None],
+            "unpack_indices": unpack,
+            "pack_indices": np.asarray(pack + pack[:1] * padding),
+        }
+        logits = self.run(first_row, feeds)[: len(ids)]
+        return np.split(logits, np.cumsum([len(own) for own in tokens])[:-1])
 
     def run(self, first_row: int, feeds: dict[str, NDArray[np.generic]]) -> FloatArray:
         binding = self.session.io_binding()
         for name, value in feeds.items():
             binding.bind_cpu_input(name, value)
         binding.bind_output("logits", "cpu")
-        shape = [len(feeds["input_ids"]), self.num_kv_heads, self.context_len, self.head_dim]
+        shape = [len(feeds["write_indices"]), self.num_kv_heads, self.context_len, self.head_dim]
         for layer in range(self.num_layers):
             for index, side in enumerate("kv"):
                 address = self.cache[layer, index, first_row:].ctypes.data

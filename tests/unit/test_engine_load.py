@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 from drafthouse.core.errors import ClientError
 from drafthouse.core.sampling_params import SamplingParams
@@ -21,6 +22,7 @@ from drafthouse.engine.manifest import read_manifest
 from drafthouse.engine.onnx_session import OnnxSession
 from drafthouse.engine.options import EngineOptions
 from fakes.engine_driver import CONTEXT_LEN, MAX_STEP_TOKENS, VOCAB_SIZE, step_row
+from fakes.engine_session import call_times
 
 EngineDir = Callable[..., Path]
 FAST = EngineOptions(calibration_ms=0)
@@ -69,6 +71,16 @@ def test_a_manifest_that_does_not_fit_is_refused(engine_copy: Path, changes: dic
     assert str(raised.value).startswith(message), raised.value
 
 
+def test_a_graph_of_an_older_version_is_refused(engine_copy: Path) -> None:
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["B", "T"])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", "T"])
+    graph = helper.make_graph([helper.make_node("Cast", ["input_ids"], ["logits"], to=TensorProto.FLOAT)], "old", [ids], [logits])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    (engine_copy / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ClientError, match=r"a graph without the input position_ids. allowed=a graph of this version: rebuild"):
+        load_engine(engine_copy, FAST)
+
+
 @pytest.mark.parametrize(("name", "content"), [("engine.json", None), ("engine.json", "{"), ("engine.json", "[]"), ("model.onnx", "no")])
 def test_an_unreadable_file_is_named(engine_copy: Path, name: str, content: str | None) -> None:
     (engine_copy / name).unlink()
@@ -95,30 +107,35 @@ def test_options_outside_their_range_are_refused(values: dict[str, int]) -> None
 
 
 def test_a_failing_runtime_is_an_engine_error_and_bindings_are_kept(tiny_engine_dir: EngineDir) -> None:
-    session = OnnxSession(tiny_engine_dir(), read_manifest(tiny_engine_dir()), slots=12, num_threads=1)
-    step = session.bind(0, 1, 2)
-    assert session.bind(0, 1, 2) is step
+    session = OnnxSession(tiny_engine_dir(), read_manifest(tiny_engine_dir()), slots=16, num_threads=1)
+    step = session.bind(0, 1, 2, 2)
+    assert session.bind(0, 1, 2, 2) is step
     step.write_indices[0] = CONTEXT_LEN - 1  # the second token would lie past the cache
     with pytest.raises(EngineError, match="ONNX Runtime failed"):
         step.run()
-    for slot in range(1, 11):
-        for num_tokens in range(2, MAX_STEP_TOKENS):
-            session.bind(slot, 1, num_tokens)
-    assert session.bind(0, 1, 2) is not step
+    other = session.bind(0, 1, 3, 3)
+    assert other.binding is step.binding
+    assert session.bind(0, 1, 2, 2) is not step
+    for slot in range(16):
+        for num_rows in range(1, 17 - slot):
+            session.bind(slot, num_rows, 2, 2)
+    assert session.bind(0, 1, 2, 2).binding is not step.binding
 
 
 def test_slots_are_copied_and_cleared_row_by_row(tiny_engine_dir: EngineDir) -> None:
     """Seen from outside: a cleared slot answers as if its prefix were zeros, its neighbour does not notice."""
     session = OnnxSession(tiny_engine_dir(), read_manifest(tiny_engine_dir()), slots=2, num_threads=1)
-    step = session.bind(0, 2, 4)
+    step = session.bind(0, 2, 4, 8)
+    step.pack_indices[:] = np.arange(8)
+    step.unpack_indices[:] = np.arange(8).reshape(2, 4)
 
     def logits(tokens: list[int], start: int) -> NDArray[np.float32]:
-        step.input_ids[:] = tokens
+        step.input_ids[:] = tokens * 2
         step.write_indices[:] = start
         step.position_ids[:] = start + np.arange(4)
         step.attn_mask[:] = np.arange(CONTEXT_LEN) <= step.position_ids[:, None, :, None]
         step.run()
-        return step.logits.copy()
+        return step.logits.reshape(2, 4, VOCAB_SIZE).copy()
 
     logits([1, 2, 3, 4], 0)
     before = logits([5, 6, 7, 8], 4)
@@ -147,30 +164,36 @@ def test_one_token_is_padded_to_two_unless_it_is_to_be_measured(tiny_engine_dir:
 
 def test_calls_are_padded_to_a_clearly_cheaper_length() -> None:
     times = {2: 19.0, 3: 31.4, 4: 26.3, 5: 40.0, 6: 43.5, 7: 41.0, 8: 39.6, 12: 39.0}
-    costs = CallCosts(2, 16, {(1, tokens): time_ms for tokens, time_ms in times.items()})
-    assert [costs.padded(tokens) for tokens in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16)] == [2, 2, 4, 4, 5, 8, 7, 8, 9, 12, 16]
-    assert costs.max_gap == 0
+    costs = CallCosts(2, 16, {(1, tokens, tokens): time_ms for tokens, time_ms in times.items()})
+    padded = [2, 2, 4, 4, 5, 8, 7, 8, 9, 12, 16, 100]
+    assert [costs.padded(tokens) for tokens in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 100)] == padded
+    assert not costs.is_measured  # nothing is known of rows
 
 
-@pytest.mark.parametrize(("one", "three", "gap"), [(9.4, 14.2, 2), (13.8, 24.8, 1), (5.0, 15.0, 0), (5.0, 4.0, 4), (5.0, 5.2, 4)])
-def test_gaps_are_bridged_as_long_as_rows_cost_less_than_a_call(one: float, three: float, gap: int) -> None:
-    assert CallCosts(2, 8, {(1, 4): one, (3, 4): three}).max_gap == gap
+def test_a_call_is_estimated_by_packed_tokens_rows_and_empty_places() -> None:
+    costs = CallCosts(2, 64, call_times({2: 16.0, 6: 17.0, 8: 19.0, 16: 27.0}, place_ms=0.1, row_ms=1.0))
+    assert costs.call_ms(1, 6, 6) == pytest.approx(17.0)
+    assert costs.call_ms(1, 64, 64) == pytest.approx(27.0 + 48 * 1.0)  # the line through 8 and 16
+    assert costs.call_ms(8, 2, 8) == pytest.approx(19.0 + 7 * 1.0)
+    assert costs.call_ms(8, 12, 40) == pytest.approx(27.0 + 24 * 1.0 + 7 * 1.0 + (96 - 40 - 14) * 0.1)
+    assert CallCosts(2, 64).call_ms(8, 12, 40) == 0
 
 
 def test_measuring_stops_at_its_budget_and_needs_several_rounds() -> None:
-    runs: list[tuple[int, int]] = []
-    shapes = shapes_to_measure(2, 8, 4)
-    assert shapes == [*((1, tokens) for tokens in range(2, 9)), (3, 4)]
-    assert shapes_to_measure(1, 3, 4) == [(1, 2), (1, 3)]
-    assert shapes_to_measure(2, 4, 2) == [(1, 2), (1, 3), (1, 4)]
+    runs: list[tuple[int, int, int]] = []
+    shapes = shapes_to_measure(2, 64, 4)
+    assert shapes == [*((1, tokens, tokens) for tokens in (2, 3, 4, 5, 6, 7, 8, 16)), (1, 16, 2), (3, 2, 2)]
+    assert shapes_to_measure(1, 3, 4) == [(1, 1, 1), (1, 2, 2), (1, 3, 3), (3, 1, 1)]
+    assert shapes_to_measure(2, 4, 2) == [(1, 2, 2), (1, 3, 3), (1, 4, 4)]
 
-    def run(rows: int, tokens: int) -> None:
-        runs.append((rows, tokens))
+    def run(rows: int, places: int, packed: int) -> None:
+        runs.append((rows, places, packed))
 
     assert measure_calls(run, shapes, 0) == {}
     assert not runs
-    assert sorted(measure_calls(run, shapes, 20)) == sorted(shapes)
-    assert measure_calls(lambda rows, tokens: time.sleep(0.01), shapes, 1) == {}
+    assert sorted(measure_calls(run, shapes, 10_000)) == sorted(shapes)
+    assert len(runs) == 20 * len(shapes)
+    assert measure_calls(lambda rows, places, packed: time.sleep(0.01), shapes, 1) == {}
 
 
 def test_measuring_leaves_no_trace_in_the_answers(tiny_engine_dir: EngineDir) -> None:

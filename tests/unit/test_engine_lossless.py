@@ -14,6 +14,7 @@ from drafthouse.engine.costs import CallCosts
 from drafthouse.engine.engine import ModelEngine, load_engine
 from drafthouse.engine.options import EngineOptions
 from fakes.engine_driver import MAX_STEP_TOKENS, VOCAB_SIZE, Draft, Drafter, Stream, generate, same_answer, step_row
+from fakes.engine_session import call_times
 from fakes.onnx_llama import OnnxLlama
 
 EngineDir = Callable[..., Path]
@@ -36,12 +37,12 @@ def load(folder: Path, **options: int) -> ModelEngine:
     return load_engine(folder, EngineOptions(**{"calibration_ms": 0, **options}))
 
 
-def guesses(truth: Sequence[int], prompt_len: int, seed: int, *, branches: bool = False) -> Drafter:
-    """Drafts up to five of the true next tokens, some replaced by wrong ones; with `branches`, wrong siblings come first."""
+def guesses(truth: Sequence[int], prompt_len: int, seed: int, *, branches: bool = False, up_to: int | None = None) -> Drafter:
+    """Drafts five of the true next tokens, or 0 to `up_to`, some replaced by wrong ones; with `branches`, wrong siblings come first."""
     random = np.random.default_rng(seed)
 
     def draft(known: Sequence[int]) -> Draft:
-        ahead = truth[len(known) - prompt_len :][:5]
+        ahead = truth[len(known) - prompt_len :][: 5 if up_to is None else int(random.integers(up_to + 1))]
         tokens: list[int] = []
         parents: list[int] = []
         tip = -1
@@ -81,9 +82,9 @@ def test_verifying_chains_equals_decoding_one_by_one(engine_dir: Path, sampling:
 def test_company_slot_and_padding_change_nothing(engine_dir: Path, bridged: bool) -> None:
     truths = [alone(engine_dir, prompt, sampling) for prompt, sampling in zip(PROMPTS, KINDS, strict=True)]
     engine = load(engine_dir, slots=6)
-    times = {(1, 2): 1.0, (1, 3): 3.0, (1, 4): 2.0, (1, 5): 3.0, (1, 6): 3.0, (1, 7): 3.0, (1, 8): 2.5, (3, 4): 2.5}
+    times = call_times({2: 10.0, 3: 30.0, 4: 20.0, 5: 30.0, 6: 30.0, 7: 30.0, 8: 25.0, 16: 30.0}, place_ms=0.1, row_ms=0.2)
     engine.costs = CallCosts(2, MAX_STEP_TOKENS, times if bridged else {})
-    assert (engine.costs.max_gap, engine.costs.padded(6)) == ((4, 8) if bridged else (0, 6))
+    assert engine.costs.padded(6) == (8 if bridged else 6)
     engine.step(StepCall([step_row(90, [1, 2])]))  # holds slot 0
     engine.step(StepCall([step_row(91, [1, 2]), step_row(92, [3])]))
     engine.release([91])  # a gap: later requests lie in two runs of slots
@@ -94,6 +95,31 @@ def test_company_slot_and_padding_change_nothing(engine_dir: Path, bridged: bool
     assert generate(engine, streams, NUM_TOKENS) == [truth.text[:NUM_TOKENS] for truth in truths]
     for stream, truth in zip(streams, truths, strict=True):
         assert stream.logprobs[:NUM_TOKENS] == truth.logprobs[:NUM_TOKENS]
+
+
+def test_rows_of_every_length_beside_prefill_and_trees_change_nothing(engine_dir: Path) -> None:
+    """Requests that draft 0 to 5 tokens, join while others decode, and share calls with trees: zero tolerance for chains."""
+    truths = [alone(engine_dir, prompt, sampling) for prompt, sampling in zip(PROMPTS, KINDS, strict=True)]
+    for seed in range(3):
+        random = np.random.default_rng(seed)
+        engine = load(engine_dir, slots=6)
+        tree = Stream(9, PROMPTS[1], drafter=guesses(truths[1].text, len(PROMPTS[1]), seed, branches=True))
+        streams: list[Stream] = []
+        while len(streams) < 4 or any(len(stream.text) < NUM_TOKENS for stream in streams):
+            if len(streams) < 4 and random.random() < 0.3:
+                index = len(streams)
+                drafter = guesses(truths[index].text, len(PROMPTS[index]), seed, up_to=5)
+                streams.append(Stream(index, PROMPTS[index], KINDS[index], drafter))
+            if len(tree.text) > NUM_TOKENS:
+                tree.text, tree.cached_len = [], 0
+            working = [stream for stream in (*streams, tree) if stream is tree or len(stream.text) < NUM_TOKENS]
+            sent = [stream.next_row() for stream in working]
+            answers = engine.step(StepCall([row for row, _ in sent])).rows
+            for stream, (row, draft), answer in zip(working, sent, answers, strict=True):
+                stream.take(row, draft, answer)
+        for stream, truth in zip(streams, truths, strict=True):
+            assert stream.text[:NUM_TOKENS] == truth.text[:NUM_TOKENS]
+            assert stream.logprobs[:NUM_TOKENS] == truth.logprobs[:NUM_TOKENS]
 
 
 def test_an_engine_that_is_killed_and_reloaded_goes_on_with_the_same_text(engine_dir: Path) -> None:

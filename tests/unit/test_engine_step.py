@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 from drafthouse.core.sampling_params import SamplingParams
 from drafthouse.engine.contract import RowResult, RowStatus, StepCall, StepRow
@@ -12,7 +13,7 @@ from drafthouse.engine.costs import CallCosts
 from drafthouse.engine.engine import ModelEngine
 from drafthouse.engine.options import EngineOptions
 from fakes.engine_driver import step_row
-from fakes.engine_session import FakeSession, fake_engine, fake_manifest, predicted
+from fakes.engine_session import FakeSession, call_times, fake_engine, fake_manifest, predicted
 
 USABLE = 24  # context 32, steps of up to 8 tokens
 
@@ -76,7 +77,7 @@ def test_the_last_usable_position_runs_beside_others_and_one_more_is_refused() -
     expected = [predicted([*tokens, 8, *draft[:count]]) for count in range(8)]
     assert (full.status, full.cached_len, full.sampled.tolist()) == (RowStatus.OK, USABLE, expected)
     assert [before.sampled.tolist(), after.sampled.tolist()] == [[predicted([3, 4])], [predicted([5])]]
-    assert session.calls[-1] == (0, 3, 8)
+    assert session.calls[-1] == (0, 3, 8, 11)
     extended = step(engine, step_row(1, [8], prefix_len=USABLE - 1), num_steps=8)[0]
     assert len(extended.sampled) == 8
     past, other = step(engine, step_row(1, [8, 9], prefix_len=USABLE - 1), step_row(2, [6], prefix_len=2))
@@ -88,11 +89,11 @@ def test_accepted_drafts_are_not_computed_again() -> None:
     engine, session = fake_engine()
     step(engine, step_row(1, [10, 11, 12, 13, 14], num_committed=2))
     answer = step(engine, step_row(1, [12, 13, 40, 41, 42], prefix_len=2, num_committed=3))[0]
-    assert session.calls[-1] == (0, 1, 3)
+    assert session.calls[-1] == (0, 1, 3, 3)
     assert answer.sampled.tolist() == [predicted([10, 11, 12, 13, *rest]) for rest in ([40], [40, 41], [40, 41, 42])]
     assert not session.copies
     other = step(engine, step_row(1, [40, 44, 45, 46], prefix_len=4))[0]  # 40 is committed, 44 is not the draft 41
-    assert session.calls[-1] == (0, 1, 3)
+    assert session.calls[-1] == (0, 1, 3, 3)
     assert other.sampled.tolist() == [predicted([10, 11, 12, 13, 40, 44, 45, 46])]
 
 
@@ -115,7 +116,7 @@ def test_an_accepted_branch_is_moved_into_place() -> None:
     assert answer.sampled.tolist() == list(map(predicted, paths))
     answer = step(engine, step_row(1, [30, 32, 44], prefix_len=1))[0]
     assert session.copies == [(0, [3, 5], [1, 2])]
-    assert session.calls[-1] == (0, 1, 2)
+    assert session.calls[-1] == (0, 1, 2, 2)
     assert answer.sampled.tolist() == [predicted([10, 30, 32, 44])]
 
 
@@ -124,7 +125,7 @@ def test_a_rollback_forgets_what_came_after() -> None:
     tokens = fill(engine, 1, 12)
     changed = step(engine, step_row(1, [tokens[4], 49, 48], prefix_len=4))[0]
     assert (changed.cached_len, changed.sampled.tolist()) == (7, [predicted([*tokens[:5], 49, 48])])
-    assert session.calls[-1] == (0, 1, 2)  # the fifth token agreed
+    assert session.calls[-1] == (0, 1, 2, 2)  # the fifth token agreed
     assert step(engine, step_row(1, [1], prefix_len=8))[0].status is RowStatus.NEEDS_PREFILL
 
 
@@ -133,43 +134,70 @@ def test_prompt_scores_are_computed_anew_and_equal() -> None:
     row = step_row(1, [10, 11, 12, 13])
     first, again = (step(engine, row, return_prompt_logprob=True)[0] for _ in range(2))
     assert (first.prompt_logprob, first.num_scored) == (again.prompt_logprob, 3)
-    assert session.calls == [(0, 1, 4)] * 2
+    assert session.calls == [(0, 1, 4, 4)] * 2
     single = step(engine, step_row(2, [10]), return_prompt_logprob=True)[0]
     assert (single.prompt_logprob, single.num_scored) == (0.0, 0)
 
 
-def test_prefill_and_decoding_run_apart_and_gaps_split_a_call() -> None:
-    engine, session = fake_engine(slots=4)
-    wide = FakeSession(fake_manifest(context_len=64, max_step_tokens=32), 4)
-    engine = ModelEngine(wide, wide.manifest, EngineOptions(slots=4, calibration_ms=0))
+DECODING = {2: 10.0, 8: 11.0, 16: 13.0}
+
+
+@pytest.mark.parametrize(
+    ("costs", "calls"),
+    [
+        (CallCosts(2, 32), [(0, 1, 3, 3), (2, 2, 20, 21)]),
+        (CallCosts(2, 32, call_times(DECODING, place_ms=0.1, row_ms=0.2)), [(0, 4, 20, 24)]),
+        # Between the short rows slot 2 runs along, behind everything that its own prefill writes.
+        (CallCosts(2, 32, call_times(DECODING, place_ms=0.5, row_ms=0.2)), [(0, 4, 3, 4), (2, 1, 20, 20)]),
+    ],
+    ids=["unknown", "cheap places", "dear places"],
+)
+def test_rows_of_all_lengths_share_a_call_unless_two_are_known_to_be_cheaper(costs: CallCosts, calls: list[tuple[int, ...]]) -> None:
+    session = FakeSession(fake_manifest(context_len=64, max_step_tokens=32), 4)
+    engine = ModelEngine(session, session.manifest, EngineOptions(slots=4, calibration_ms=0))
+    engine.costs = costs
     step(engine, *(step_row(uid, [uid]) for uid in range(4)))
-    wide.calls.clear()
     engine.release([1])
-    answers = step(engine, step_row(3, [7], prefix_len=1), step_row(2, [5] * 20, prefix_len=1), step_row(0, [6, 7, 8], prefix_len=1))
-    assert wide.calls == [(0, 1, 3), (3, 1, 2), (2, 1, 20)]
-    assert [answer.sampled.tolist() for answer in answers] == [[predicted([3, 7])], [predicted([2, *[5] * 20])], [predicted([0, 6, 7, 8])]]
-    assert not session.calls
+    session.calls.clear()
+    tokens = {3: [7], 2: [5] * 20, 0: [6, 7, 8]}
+    answers = step(engine, *(step_row(uid, own, prefix_len=1) for uid, own in tokens.items()), num_steps=2)
+    assert [call for call in session.calls if call[2] > 2] == calls
+    for (uid, own), answer in zip(tokens.items(), answers, strict=True):
+        first = predicted([uid, *own])
+        assert answer.sampled.tolist() == [first, predicted([uid, *own, first])]
 
 
 def test_a_gap_is_bridged_when_that_is_cheaper_and_its_request_keeps_everything() -> None:
     session = FakeSession(fake_manifest(), 5)
     engine = ModelEngine(session, session.manifest, EngineOptions(slots=5, calibration_ms=0))
-    engine.costs = CallCosts(2, 8, {(1, 4): 9.0, (3, 4): 14.0})
+    engine.costs = CallCosts(2, 8, call_times({2: 9.0, 8: 10.0}, place_ms=0.1, row_ms=2.0))
     step(engine, *(step_row(uid, [uid, 9], num_committed=1) for uid in range(5)))
     engine.release([3])
     session.calls.clear()
     answers = step(engine, *(step_row(uid, [5], prefix_len=1) for uid in (0, 2, 4)), num_steps=2)
-    assert session.calls == [(0, 5, 2), (0, 5, 2)]
+    assert session.calls == [(0, 5, 2, 3), (0, 5, 2, 3)]
     for uid, answer in zip((0, 2, 4), answers, strict=True):
         assert answer.sampled.tolist() == [predicted([uid, 5]), predicted([uid, 5, predicted([uid, 5])])]
     assert step(engine, step_row(1, [9, 7], prefix_len=1))[0].sampled.tolist() == [predicted([1, 9, 7])]
-    assert session.calls[-1] == (1, 1, 2)  # its draft was still there
-    # An idle slot that is too full to take the call's padding is not bridged, nor one that takes part in another length.
+    assert session.calls[-1] == (1, 1, 2, 2)  # its draft was still there
+    # An idle slot that is too full to take the call's places is not bridged.
     tokens = [1, *fill(engine, 9, USABLE)]
     assert step(engine, step_row(9, [8, *tokens[:7]], prefix_len=USABLE - 1, num_committed=1))[0].status is RowStatus.OK
     session.calls.clear()
     step(engine, step_row(2, [5, 6], prefix_len=1), step_row(4, [5], prefix_len=1))
-    assert session.calls == [(2, 1, 2), (4, 1, 2)]
+    assert session.calls == [(2, 1, 2, 2), (4, 1, 2, 2)]
+
+
+def test_what_is_wrong_with_one_row_stays_out_of_the_slots_that_run_along() -> None:
+    engine, session = fake_engine(slots=3)
+    engine.costs = CallCosts(2, 8, call_times({2: 9.0, 8: 10.0}, place_ms=0.1, row_ms=1.0))
+    step(engine, *(step_row(uid, [4, 5], num_committed=1) for uid in range(3)))
+    session.nan_at = {0}
+    broken, fine = step(engine, step_row(0, [5], prefix_len=1), step_row(2, [6], prefix_len=1))
+    assert (broken.status, fine.status) == (RowStatus.ERROR, RowStatus.OK)
+    assert session.cleared == [(0, 0), (1, 2)]
+    assert step(engine, step_row(1, [5, 7], prefix_len=1))[0].sampled.tolist() == [predicted([4, 5, 7])]
+    assert session.calls[-1] == (1, 1, 2, 2)
 
 
 def test_a_failing_network_call_costs_its_own_rows_only_and_heals() -> None:
@@ -191,7 +219,7 @@ def test_logits_that_are_not_finite_empty_the_slot() -> None:
     fine, broken = step(engine, step_row(1, [5], prefix_len=1), step_row(2, [5], prefix_len=1))
     assert fine.status is RowStatus.OK
     assert (broken.status, broken.cached_len, broken.error) == (RowStatus.ERROR, 0, "INTERNAL field=logits value='not finite'")
-    assert session.cleared == [1]
+    assert session.cleared == [(1, 0)]
     assert step(engine, step_row(2, [5], prefix_len=1))[0].status is RowStatus.NEEDS_PREFILL
 
 
@@ -205,10 +233,10 @@ def test_self_extension_feeds_back_over_all_rows() -> None:
             fed.append(expected[-1])
             expected.append(predicted(fed))
         assert answer.sampled.tolist() == expected
-    assert session.calls == [(0, 2, 3), (0, 2, 2), (0, 2, 2), (0, 2, 2)]
+    assert session.calls == [(0, 2, 3, 4), (0, 2, 2, 2), (0, 2, 2, 2), (0, 2, 2, 2)]
     drafted = answers[1].sampled.tolist()
     step(engine, step_row(2, [*drafted[:3], 9], prefix_len=1))
-    assert session.calls[-1] == (1, 1, 2)  # three drafts were cached: one token, padded to two
+    assert session.calls[-1] == (1, 1, 2, 2)  # three drafts were cached: one token, padded to two
 
 
 def test_a_call_without_rows_answers_the_status() -> None:

@@ -1,4 +1,4 @@
-"""With T ≥ 2 a token's logits are the same bits whatever is computed beside it: what losslessness rests on."""
+"""With N ≥ 2 and T ≥ 2 a token's logits are the same bits whatever is computed beside it: what losslessness rests on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHAPES = {"grouped": {}, "wide": {"hidden_size": 192, "intermediate_size": 80}}
 def llama(request: pytest.FixtureRequest) -> OnnxLlama:
     shape, precision = request.param
     config = tiny_config(**SHAPES[shape])
-    model: onnx.ModelProto = export_llama(parse_llama_config(config), random_weights(config), 64)
+    model: onnx.ModelProto = export_llama(parse_llama_config(config), random_weights(config), 80)
     return OnnxLlama(quantize_weights(model) if precision == "int8" else model, NUM_ROWS)
 
 
@@ -96,3 +96,34 @@ def test_a_padding_token_does_not_change_the_token_before_it(llama: OnnxLlama) -
     llama.step(0, [ids[:PROMPT_LEN]], [0])
     found = [llama.step(0, [[ids[start], 0]], [start])[0, 0] for start in range(PROMPT_LEN, PROMPT_LEN + CHAIN_LEN)]
     np.testing.assert_array_equal(np.stack(found), expected)
+
+
+def test_rows_of_any_length_share_a_call_bit_by_bit(llama: OnnxLlama) -> None:
+    """Random mixes: chains of 1 to 24 tokens, places and packed tokens that only pad, rows without tokens, trees as neighbours."""
+    ids = tokens()
+    expected = [run_chain(llama, row, 1, [2] * (CHAIN_LEN // 2))[0] for row in range(NUM_ROWS)]
+    llama.cache[:] = 0
+    llama.step(0, ids[:, :PROMPT_LEN], [0] * NUM_ROWS)
+    random = np.random.default_rng(8)
+    done = np.zeros(NUM_ROWS, np.int64)
+    lengths_seen: set[int] = set()
+    while (done < CHAIN_LEN).any():
+        lengths = np.minimum(random.choice([0, 1, 1, 2, 6, 12, 24], NUM_ROWS), CHAIN_LEN - done)
+        tree_at = int(random.integers(NUM_ROWS))  # this row verifies a tree that nobody accepts
+        chunks, parents = [], []
+        for row, (start, length) in enumerate(zip(PROMPT_LEN + done, lengths, strict=True)):
+            is_tree = row == tree_at
+            chunks.append(random.integers(1, VOCAB_SIZE, 5).tolist() if is_tree else ids[row, start : start + length].tolist())
+            parents.append([-1, 0, 0, 1, 2] if is_tree else None)
+        if not any(chunks):
+            continue
+        padding = max(2 - sum(map(len, chunks)), int(random.integers(4)))
+        found = llama.step_ragged(
+            0, chunks, (PROMPT_LEN + done).tolist(), parents, places=int(random.choice([2, 2, 3, 7])), padding=padding
+        )
+        for row, length in enumerate(lengths.tolist()):
+            if row != tree_at:
+                np.testing.assert_array_equal(found[row], expected[row][done[row] : done[row] + length])
+                lengths_seen.add(length)
+                done[row] += length
+    assert {1, 2, 6, 12} <= lengths_seen

@@ -40,13 +40,15 @@ def test_inputs_and_outputs_are_the_documented_ones(model: onnx.ModelProto) -> N
     cache = ("B", 2, CONTEXT_LEN, 16)
     sides = [f"{side}_{layer}" for layer in range(3) for side in "kv"]
     assert described(model.graph.input) == {
-        "input_ids": ("B", "T"),
+        "input_ids": ("N",),
         "position_ids": ("B", "T"),
         "write_indices": ("B",),
         "attn_mask": ("B", 1, "T", CONTEXT_LEN),
+        "unpack_indices": ("B", "T"),
+        "pack_indices": ("N",),
         **{f"past_{side}": cache for side in sides},
     }
-    assert described(model.graph.output) == {"logits": ("B", "T", 96), **{f"present_{side}": cache for side in sides}}
+    assert described(model.graph.output) == {"logits": ("N", 96), **{f"present_{side}": cache for side in sides}}
 
 
 def test_tied_embeddings_are_stored_once(model: onnx.ModelProto) -> None:
@@ -73,7 +75,9 @@ def test_copying_instead_of_in_place_would_be_noticed(model: onnx.ModelProto, ca
     """Guards the test above: the runtime's warning exists and reaches us."""
     llama = OnnxLlama(model, rows=1)
     feeds = {
-        "input_ids": np.asarray([[1, 2]]),
+        "input_ids": np.asarray([1, 2]),
+        "unpack_indices": np.asarray([[0, 1]]),
+        "pack_indices": np.asarray([0, 1]),
         "position_ids": np.asarray([[0, 1]]),
         "write_indices": np.asarray([0]),
         "attn_mask": np.tri(2, CONTEXT_LEN, dtype=np.bool_)[None, None],

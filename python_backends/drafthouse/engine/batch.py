@@ -1,6 +1,6 @@
 """From admitted rows to network calls: which rows share a call, and what goes into its inputs."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,8 +14,8 @@ from drafthouse.engine.slots import CacheEntry, SlotTable
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
 
-# Rows up to this many tokens share a call (decoding); longer ones (prefill) are kept apart by powers of two.
-_DECODE_TOKENS = 8
+# What is estimated to save less than this share of two calls is not worth leaving the plain way for.
+_CLEARLY = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,17 @@ class Task:
     entry: CacheEntry
     reused: int  # of row.tokens, already in the cache
     shape: DraftShape | None  # None = the draft is a chain
+    num_extensions: int = 0  # cache rows for what the engine adds by itself
 
     @property
     def start(self) -> int:
         """Cache row, and position, of the first token that is computed."""
         return self.row.prefix_len + self.reused
+
+    @property
+    def end(self) -> int:
+        """The first cache row behind those that the task fills."""
+        return self.row.prefix_len + len(self.row.tokens) + self.num_extensions
 
     @property
     def num_new(self) -> int:
@@ -70,10 +76,11 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One network call: tasks on neighbouring slots, padded to ``num_tokens``; idle slots between them run along."""
+    """One network call: tasks on neighbouring slots, in their order; idle slots between them run along without tokens."""
 
     tasks: Sequence[Task]
-    num_tokens: int
+    num_tokens: int  # places per row
+    num_packed: int  # tokens in all, those that only pad among them
     idle: Mapping[int, int] = field(default_factory=dict)  # slot → cache row from which it may be overwritten
 
     @property
@@ -91,40 +98,66 @@ class Run:
 
 
 def plan_runs(tasks: Sequence[Task], costs: CallCosts, slots: SlotTable) -> list[Run]:
-    """Splits tasks by length, so that decoding does not pay for prefill, then into runs of neighbouring slots."""
+    """Splits off long tasks (prefill) where that is estimated to pay, then cuts into runs of neighbouring slots."""
     if len(tasks) == 1:
-        return [Run(tasks, costs.padded(tasks[0].num_new))]
-    by_class: dict[int, list[Task]] = {}
-    for task in tasks:
-        by_class.setdefault(((task.num_new - 1) // _DECODE_TOKENS).bit_length(), []).append(task)
-    busy = {task.entry.slot for task in tasks}
+        return [_run(tasks, {}, costs)]
+    spare = {task.entry.slot: task.end for task in tasks}
+    by_length = sorted(tasks, key=lambda task: task.num_new)
+    split = _cheapest_split([task.num_new for task in by_length], costs)
     runs: list[Run] = []
-    for _, members in sorted(by_class.items()):
-        members.sort(key=lambda task: task.entry.slot)
-        runs += _neighbours(members, costs, slots, busy)
+    for members in (by_length[:split], by_length[split:]):
+        if members:
+            runs += _neighbours(sorted(members, key=lambda task: task.entry.slot), costs, slots, spare)
     return runs
 
 
-def _neighbours(tasks: Sequence[Task], costs: CallCosts, slots: SlotTable, busy: Set[int]) -> list[Run]:
-    """Runs of tasks (sorted by slot), with short gaps bridged where that costs less than another network call."""
-    longest = costs.padded(max(task.num_new for task in tasks))
+def _cheapest_split(lengths: Sequence[int], costs: CallCosts) -> int:
+    """How many of the shortest rows (``lengths`` ascending) make a call of their own, the others a second one; all for a single call."""
+    count, total = len(lengths), sum(lengths)
+    best = count
+    best_ms = _CLEARLY * costs.call_ms(count, lengths[-1], total)
+    shorter = 0
+    for place in range(1, count):
+        shorter += lengths[place - 1]
+        if lengths[place] == lengths[place - 1]:
+            continue
+        parts_ms = costs.call_ms(place, lengths[place - 1], shorter) + costs.call_ms(count - place, lengths[-1], total - shorter)
+        if parts_ms < best_ms:
+            best, best_ms = place, parts_ms
+    return best
+
+
+def _neighbours(tasks: Sequence[Task], costs: CallCosts, slots: SlotTable, spare: Mapping[int, int]) -> list[Run]:
+    """Runs of tasks (sorted by slot), with gaps bridged where that costs less than another network call.
+
+    ``spare``: for slots with a task in this step call, the first cache row that stays unused.
+    """
+    longest = max(task.num_new for task in tasks)
     runs: list[Run] = []
     part, idle = [tasks[0]], dict[int, int]()
     for task in tasks[1:]:
-        gap = range(part[-1].entry.slot + 1, task.entry.slot)
-        spare = {slot: slots.spare_row(slot) for slot in gap} if len(gap) <= costs.max_gap and busy.isdisjoint(gap) else None
-        if spare is not None and all(row + longest <= slots.context_len for row in spare.values()):
+        gap = {slot: spare.get(slot, slots.spare_row(slot)) for slot in range(part[-1].entry.slot + 1, task.entry.slot)}
+        has_room = all(row + max(longest, costs.min_tokens) <= slots.context_len for row in gap.values())
+        if not gap or (has_room and _pays(part, len(idle) + len(gap), task, longest, costs)):
             part.append(task)
-            idle |= spare
+            idle |= gap
         else:
-            runs.append(_run(part, idle, costs, longest))
+            runs.append(_run(part, idle, costs))
             part, idle = [task], {}
-    return [*runs, _run(part, idle, costs, longest)]
+    return [*runs, _run(part, idle, costs)]
 
 
-def _run(tasks: Sequence[Task], idle: Mapping[int, int], costs: CallCosts, longest: int) -> Run:
-    """A run no longer than ``longest``, for which its idle slots were found to have room: fewer tokens may be padded to more."""
-    return Run(tasks, min(costs.padded(max(task.num_new for task in tasks)), longest), idle)
+def _pays(part: Sequence[Task], num_idle: int, task: Task, longest: int, costs: CallCosts) -> bool:
+    """Whether one call with ``num_idle`` idle rows is estimated to cost clearly less than one for ``part`` and one for ``task``."""
+    packed = sum(member.num_new for member in part)
+    one = costs.call_ms(len(part) + 1 + num_idle, longest, packed + task.num_new)
+    two = costs.call_ms(len(part), longest, packed) + costs.call_ms(1, task.num_new, task.num_new)
+    return one < _CLEARLY * two
+
+
+def _run(tasks: Sequence[Task], idle: Mapping[int, int], costs: CallCosts) -> Run:
+    lengths = [task.num_new for task in tasks]
+    return Run(tasks, max(*lengths, costs.min_tokens), costs.padded(sum(lengths)), idle)
 
 
 class InputWriter:
@@ -134,14 +167,13 @@ class InputWriter:
         self._columns = np.arange(context_len)
 
     def write(self, step: BoundStep, run: Run) -> None:
-        """Inputs of a run. Rows shorter than the call are padded with token 0, which nothing sees but later padding."""
-        for row, task in zip(run.rows, run.tasks, strict=True):
-            step.input_ids[row, : task.num_new] = task.row.tokens[task.reused :]
-            step.input_ids[row, task.num_new :] = 0
-            step.write_indices[row] = task.start
+        """Inputs of a run."""
+        rows = run.rows
+        self._write_tokens(step, rows, [task.row.tokens[task.reused :] for task in run.tasks])
+        step.write_indices[rows] = [task.start for task in run.tasks]
         self._write_idle(step, run)
         self.write_chains(step)
-        for row, task in zip(run.rows, run.tasks, strict=True):
+        for row, task in zip(rows, run.tasks, strict=True):
             if task.shape is not None:
                 first = task.row.num_committed - task.reused
                 step.position_ids[row, first : task.num_new] = task.base - 1 + task.shape.depth
@@ -149,18 +181,34 @@ class InputWriter:
 
     def write_next(self, step: BoundStep, run: Run, token_ids: NDArray[np.int32], positions: IntArray) -> None:
         """Inputs that feed one token per task back, at ``positions``."""
-        step.input_ids[:] = 0
-        step.input_ids[run.rows, 0] = token_ids
-        step.write_indices[run.rows] = positions
+        rows = run.rows
+        self._write_tokens(step, rows, np.split(token_ids, len(token_ids)))
+        step.write_indices[rows] = positions
         self._write_idle(step, run)
         self.write_chains(step)
 
+    def _write_tokens(self, step: BoundStep, rows: Sequence[int], tokens: Sequence[NDArray[np.int32]]) -> None:
+        """Packs the rows' tokens. An empty place of a row repeats the row's own first token: what is wrong with one row stays in it."""
+        lengths = np.array([len(part) for part in tokens])
+        ends = np.cumsum(lengths)
+        count = int(ends[-1])
+        step.input_ids[:count] = np.concatenate(tokens)
+        step.input_ids[count:] = 0
+        packed = self._columns_up_to(count)
+        step.pack_indices[:count] = packed + np.repeat(np.array(rows) * step.unpack_indices.shape[1] - (ends - lengths), lengths)
+        step.pack_indices[count:] = 0
+        step.unpack_indices[:] = 0
+        step.unpack_indices[rows] = (ends - lengths)[:, None]
+        step.unpack_indices.reshape(-1)[step.pack_indices[:count]] = packed
+
+    def _columns_up_to(self, count: int) -> IntArray:
+        return self._columns[:count] if count <= len(self._columns) else np.arange(count)
+
     def _write_idle(self, step: BoundStep, run: Run) -> None:
         for slot, cache_row in run.idle.items():
-            step.input_ids[slot - run.first_slot] = 0
             step.write_indices[slot - run.first_slot] = cache_row
 
     def write_chains(self, step: BoundStep) -> None:
-        """Every token follows the one before it and sees everything up to itself."""
-        np.add(step.write_indices[:, None], self._columns[: step.input_ids.shape[1]], out=step.position_ids)
+        """Every token follows the one before it in its row and sees everything up to itself."""
+        np.add(step.write_indices[:, None], self._columns[: step.position_ids.shape[1]], out=step.position_ids)
         np.less_equal(self._columns, step.position_ids[:, :, None], out=step.attn_mask[:, 0])

@@ -52,7 +52,8 @@ class ModelEngine:
 
     def reserve(self) -> None:
         """Takes the memory of the largest possible call and of the whole pool now, so that none has to be found while serving."""
-        self._runner.rehearse(self._limits.slots, self._limits.max_step_tokens)
+        slots, most = self._limits.slots, self._limits.max_step_tokens
+        self._runner.rehearse(slots, most, slots * most)
         for slot in range(self._limits.slots):
             self._session.clear_slot(slot)
 
@@ -100,7 +101,7 @@ class ModelEngine:
         moved = entry.keep_path(path, row, reused)
         if moved is not None:
             self._session.copy_rows(entry.slot, *moved)
-        return Task(index, row, entry, reused, DraftShape.of(row))
+        return Task(index, row, entry, reused, DraftShape.of(row), max(call.num_steps - 1, 0))
 
 
 def load_engine(folder: Path, options: EngineOptions) -> ModelEngine:

@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU, its cache bound in place: a call writes its new rows into the pool and copies nothing else."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from drafthouse.engine.manifest import EngineManifest
 
 MODEL_NAME = "model.onnx"
 _BINDINGS_KEPT = 128
+_INDEX_INPUTS = ("input_ids", "position_ids", "write_indices", "unpack_indices", "pack_indices")
 # ONNX Runtime's exceptions share no base class of their own; a call with bound inputs raises a plain RuntimeError.
 _RUNTIME_ERRORS = (
     RuntimeError,
@@ -49,6 +51,8 @@ class OnnxStep:
     position_ids: NDArray[np.int64]
     write_indices: NDArray[np.int64]
     attn_mask: NDArray[np.bool_]
+    unpack_indices: NDArray[np.int64]
+    pack_indices: NDArray[np.int64]
     logits: NDArray[np.float32]
     session: ort.InferenceSession
     binding: ort.IOBinding
@@ -69,57 +73,58 @@ class OnnxSession:
         _check_inputs(self._session, manifest)
         shape = (2 * manifest.num_layers, slots, manifest.num_kv_heads, manifest.context_len, manifest.head_dim)
         self._pool = np.zeros(shape, np.float32)
-        tokens = slots * manifest.max_step_tokens
         # All bindings share these: calls come one at a time, and buffers of their own would add up to gigabytes.
-        self._input_ids = np.zeros(tokens, np.int64)
-        self._position_ids = np.zeros(tokens, np.int64)
-        self._write_indices = np.zeros(slots, np.int64)
+        tokens = slots * manifest.max_step_tokens
+        self._indices = {name: np.zeros(tokens, np.int64) for name in _INDEX_INPUTS}
         self._attn_mask = np.zeros(tokens * manifest.context_len, np.bool_)
-        self._logits = np.zeros(tokens * manifest.vocab_size, np.float32)
-        self._bound: OrderedDict[tuple[int, int, int], OnnxStep] = OrderedDict()
+        self._logits = np.zeros((tokens, manifest.vocab_size), np.float32)
+        self._caches: OrderedDict[tuple[int, int], ort.IOBinding] = OrderedDict()
+        self._steps: dict[tuple[int, int], tuple[tuple[int, int], OnnxStep]] = {}  # the last one of each binding, and its T and N
 
     @property
     def pool_bytes(self) -> int:
         return self._pool.nbytes
 
-    def bind(self, first_slot: int, num_rows: int, num_tokens: int) -> OnnxStep:
-        key = (first_slot, num_rows, num_tokens)
-        step = self._bound.get(key)
-        if step is None:
-            step = self._bound[key] = self._new_step(first_slot, num_rows, num_tokens)
-            if len(self._bound) > _BINDINGS_KEPT:
-                self._bound.popitem(last=False)
-        else:
-            self._bound.move_to_end(key)
-        return step
+    def bind(self, first_slot: int, num_rows: int, num_tokens: int, num_packed: int) -> OnnxStep:
+        slots, sizes = (first_slot, num_rows), (num_tokens, num_packed)
+        if slots not in self._caches:
+            self._caches[slots] = self._bind_caches(first_slot, num_rows)
+            if len(self._caches) > _BINDINGS_KEPT:
+                self._steps.pop(self._caches.popitem(last=False)[0])
+        self._caches.move_to_end(slots)
+        bound = self._steps.get(slots)
+        if bound is None or bound[0] != sizes:
+            bound = self._steps[slots] = sizes, self._bind_tokens(self._caches[slots], num_rows, *sizes)
+        return bound[1]
 
     def copy_rows(self, slot: int, sources: NDArray[np.int64], destinations: NDArray[np.int64]) -> None:
         self._pool[:, slot, :, destinations] = self._pool[:, slot, :, sources]
 
-    def clear_slot(self, slot: int) -> None:
-        self._pool[:, slot] = 0
+    def clear_slot(self, slot: int, first_row: int = 0) -> None:
+        self._pool[:, slot, :, first_row:] = 0
 
-    def _new_step(self, first_slot: int, num_rows: int, num_tokens: int) -> OnnxStep:
-        manifest = self._manifest
-        tokens = num_rows * num_tokens
-        inputs = {
-            "input_ids": self._input_ids[:tokens].reshape(num_rows, num_tokens),
-            "position_ids": self._position_ids[:tokens].reshape(num_rows, num_tokens),
-            "write_indices": self._write_indices[:num_rows],
-            "attn_mask": self._attn_mask[: tokens * manifest.context_len].reshape(num_rows, 1, num_tokens, manifest.context_len),
-        }
-        logits = self._logits[: tokens * manifest.vocab_size].reshape(num_rows, num_tokens, manifest.vocab_size)
+    def _bind_caches(self, first_slot: int, num_rows: int) -> ort.IOBinding:
         binding = self._session.io_binding()
-        for name, array in inputs.items():
-            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         shape = (num_rows, *self._pool.shape[2:])
-        for layer in range(manifest.num_layers):
+        for layer in range(self._manifest.num_layers):
             for side_index, side in enumerate("kv"):
                 address = self._pool[2 * layer + side_index, first_slot:].ctypes.data
                 binding.bind_input(f"past_{side}_{layer}", "cpu", 0, np.float32, shape, address)
                 binding.bind_output(f"present_{side}_{layer}", "cpu", 0, np.float32, shape, address)
-        return OnnxStep(**inputs, logits=logits, session=self._session, binding=binding)  # type: ignore[arg-type]
+        return binding
+
+    def _bind_tokens(self, binding: ort.IOBinding, num_rows: int, num_tokens: int, num_packed: int) -> OnnxStep:
+        """Binds all but the caches, whose binding would cost ten times as much, anew."""
+        rectangle, context_len = (num_rows, num_tokens), self._manifest.context_len
+        shapes = ((num_packed,), rectangle, (num_rows,), rectangle, (num_packed,))
+        inputs = {name: self._indices[name][: math.prod(shape)].reshape(shape) for name, shape in zip(_INDEX_INPUTS, shapes, strict=True)}
+        mask = self._attn_mask[: num_rows * num_tokens * context_len].reshape(num_rows, 1, num_tokens, context_len)
+        logits = self._logits[:num_packed]
+        for name, array in inputs.items():
+            binding.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
+        binding.bind_input("attn_mask", "cpu", 0, np.bool_, mask.shape, mask.ctypes.data)
+        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        return OnnxStep(**inputs, attn_mask=mask, logits=logits, session=self._session, binding=binding)
 
 
 def _open(file: Path, num_threads: int) -> ort.InferenceSession:
@@ -129,6 +134,8 @@ def _open(file: Path, num_threads: int) -> ort.InferenceSession:
     # Spinning threads steal the cores that drafters and target share.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    # A pattern is kept per combination of shapes: with packed tokens there are thousands, and none was measured to save time.
+    options.enable_mem_pattern = False
     try:
         return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except _RUNTIME_ERRORS as error:
@@ -139,9 +146,12 @@ def _check_inputs(session: ort.InferenceSession, manifest: EngineManifest) -> No
     """The file and its manifest must speak of the same network: a mix-up would write past the pool."""
     cache = [manifest.num_kv_heads, manifest.context_len, manifest.head_dim]
     expected = {f"past_{side}_{layer}": cache for layer in range(manifest.num_layers) for side in "kv"}
-    found = {value.name: list(value.shape[1:]) for value in session.get_inputs() if value.name.startswith("past_")}
-    if found != expected:
-        raise invalid(MODEL_NAME, _first_difference(found, expected), "the caches that engine.json describes: rebuild the engine")
+    inputs = {value.name: list(value.shape[1:]) for value in session.get_inputs()}
+    for name in (*_INDEX_INPUTS, "attn_mask"):
+        if inputs.pop(name, None) is None:
+            raise invalid(MODEL_NAME, f"a graph without the input {name}", "a graph of this version: rebuild the engine")
+    if inputs != expected:
+        raise invalid(MODEL_NAME, _first_difference(inputs, expected), "the caches that engine.json describes: rebuild the engine")
     vocab_size = next((value.shape[-1] for value in session.get_outputs() if value.name == "logits"), None)
     if vocab_size != manifest.vocab_size:
         raise invalid(MODEL_NAME, f"logits of width {vocab_size}", f"vocab_size={manifest.vocab_size}: rebuild the engine")

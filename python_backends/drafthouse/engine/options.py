@@ -12,7 +12,7 @@ class EngineOptions:
     slots: int = 8  # sequences whose cache is held at a time
     num_threads: int = 1  # of the runtime: 1 for a drafter, 2 for the target on a small machine
     min_step_tokens: int = 2  # 1 only to measure: a call of one token takes other kernels, so its numbers differ
-    calibration_ms: int = 300  # time spent at load on finding cheap call shapes; 0 = none, every call keeps its own length
+    calibration_ms: int = 300  # at most so long at load to find cheap call shapes; 0 = none, every call keeps its own length
 
     def __post_init__(self) -> None:
         for name, low, high in (("slots", 1, 4096), ("num_threads", 1, 1024), ("min_step_tokens", 1, 2), ("calibration_ms", 0, 60_000)):

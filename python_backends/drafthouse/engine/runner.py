@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
@@ -53,24 +54,27 @@ class Runner:
         except EngineError as error:
             return [_failed(task, "session", str(error)) for task in run.tasks]
 
-    def rehearse(self, num_rows: int, num_tokens: int) -> None:
+    def rehearse(self, num_rows: int, num_tokens: int, num_packed: int) -> None:
         """Runs a call on the first slots that no request asked for, to see how long it takes; only while they are free."""
-        step = self._session.bind(0, num_rows, num_tokens)
+        step = self._session.bind(0, num_rows, num_tokens, num_packed)
         self._writer.write_chains(step)
+        step.unpack_indices[:] = 0
+        step.pack_indices[:] = 0
         step.run()
 
     def _run(self, run: Run, call: StepCall) -> list[RowResult]:
         tasks = run.tasks
-        step = self._session.bind(run.first_slot, run.num_rows, run.num_tokens)
+        step = self._session.bind(run.first_slot, run.num_rows, run.num_tokens, run.num_packed)
         self._writer.write(step, run)
         self._timed(step)
         for task in tasks:
             task.entry.commit(task.row, task.shape is None)
         scores = [(0.0, 0)] * len(tasks)
         if call.return_prompt_logprob:
-            scores = [self._prompt_score(step.logits[row], task) for row, task in zip(run.rows, tasks, strict=True)]
+            ends = _packed_ends(tasks)
+            scores = [self._prompt_score(step.logits[end - task.num_new : end], task) for end, task in zip(ends, tasks, strict=True)]
         rounds = self._choose_all(run, step, call) if call.num_steps else []
-        return [self._answer(task, index, rounds, scores[index]) for index, task in enumerate(tasks)]
+        return [self._answer(run, index, rounds, scores[index]) for index in range(len(tasks))]
 
     def _choose_all(self, run: Run, step: BoundStep, call: StepCall) -> list[_Round]:
         """The choices at the rows' own output nodes, then those of every further step."""
@@ -87,12 +91,13 @@ class Runner:
 
     def _feed_back(self, run: Run, token_ids: NDArray[np.int32], positions: IntArray) -> FloatArray:
         """Extends every task by one token, standing at ``positions [n]``; returns the logits ``[n, V]`` that follow it."""
-        step = self._session.bind(run.first_slot, run.num_rows, self._min_step_tokens)
+        least = self._min_step_tokens
+        step = self._session.bind(run.first_slot, run.num_rows, least, max(len(run.tasks), least))
         self._writer.write_next(step, run, token_ids, positions)
         self._timed(step)
         for task, token_id in zip(run.tasks, token_ids.tolist(), strict=True):
             task.entry.extend_draft(token_id)
-        return step.logits[run.rows, 0]
+        return step.logits[: len(run.tasks)]
 
     def _timed(self, step: BoundStep) -> None:
         begin = time.perf_counter_ns()
@@ -112,7 +117,8 @@ class Runner:
             return 0.0, 0
         return float(self._chooser.log_probs_of(logits[: len(predicted)], predicted).sum(dtype=np.float64)), len(predicted)
 
-    def _answer(self, task: Task, index: int, rounds: Sequence[_Round], score: tuple[float, int]) -> RowResult:
+    def _answer(self, run: Run, index: int, rounds: Sequence[_Round], score: tuple[float, int]) -> RowResult:
+        task = run.tasks[index]
         if not rounds:
             return replace(empty_result(RowStatus.OK, task.base), prompt_logprob=score[0], num_scored=score[1])
         parts = [(part.choices, part.of_task(index)) for part in rounds]
@@ -123,6 +129,8 @@ class Runner:
         if not np.isfinite(logprobs).all():
             task.entry.forget_all()
             self._session.clear_slot(task.entry.slot)
+            for slot, cache_row in run.idle.items():
+                self._session.clear_slot(slot, cache_row)
             return _failed(task, "logits", "not finite")
         return RowResult(RowStatus.OK, task.base, sampled, logprobs, candidate_ids, candidate_probs, *score)
 
@@ -151,12 +159,17 @@ class Runner:
         return [Ban(first + node, self._bans.banned(params, committed + path, position)) for node, (path, position) in enumerate(pairs)]
 
 
+def _packed_ends(tasks: Sequence[Task]) -> list[int]:
+    """Where each task's tokens end among the packed ones."""
+    return list(accumulate(task.num_new for task in tasks))
+
+
 def _output_logits(step: BoundStep, run: Run) -> FloatArray:
     """``[M, V]``, the logits of all tasks' output nodes: each one's last committed token and its draft."""
-    if run.num_rows > 1 and all(task.num_draft + 1 == task.num_new == run.num_tokens for task in run.tasks) and not run.idle:
-        return step.logits.reshape(-1, step.logits.shape[2])
-    places = [(row, slice(task.num_new - task.num_draft - 1, task.num_new)) for row, task in zip(run.rows, run.tasks, strict=True)]
-    return _joined([step.logits[place] for place in places])
+    ends = _packed_ends(run.tasks)
+    if all(task.num_draft + 1 == task.num_new for task in run.tasks):
+        return step.logits[: ends[-1]]
+    return _joined([step.logits[end - task.num_draft - 1 : end] for end, task in zip(ends, run.tasks, strict=True)])
 
 
 def _joined(parts: Sequence[NDArray[Scalar]]) -> NDArray[Scalar]:

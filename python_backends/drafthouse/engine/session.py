@@ -9,15 +9,16 @@ from numpy.typing import NDArray
 class BoundStep(Protocol):
     """Inputs, outputs and cache of one network call, bound once and used again: fill the inputs, ``run``, read ``logits``.
 
-    Steps of one session may share buffers: what is written into one is lost when another is filled or run.
+    Steps of one session may share buffers: what is written into one is lost when another is bound, filled or run.
 
-    Row b works on cache slot ``first_slot + b``. ``write_indices[b] + T`` must not exceed S, and every mask row must see at least its
-    own cache row: the network turns an empty row into NaN.
+    Row b works on cache slot ``first_slot + b``. The N tokens of all rows are packed; attention has them in a rectangle of B rows and T
+    places. ``write_indices[b] + T`` must not exceed S, and every mask row must see at least its own cache row: the network turns an
+    empty row into NaN. A place without a token computes with the one that ``unpack_indices`` names, and writes that into the cache.
     """
 
     @property
     def input_ids(self) -> NDArray[np.int64]:
-        """``[B, T]``"""
+        """``[N]``"""
         ...
 
     @property
@@ -36,8 +37,18 @@ class BoundStep(Protocol):
         ...
 
     @property
+    def unpack_indices(self) -> NDArray[np.int64]:
+        """``[B, T]``, the packed token at each place, below N"""
+        ...
+
+    @property
+    def pack_indices(self) -> NDArray[np.int64]:
+        """``[N]``, the place ``b * T + t`` of each packed token"""
+        ...
+
+    @property
     def logits(self) -> NDArray[np.float32]:
-        """``[B, T, V]``, valid until the session's next ``run``"""
+        """``[N, V]``, valid until the session's next ``run``"""
         ...
 
     def run(self) -> None:
@@ -53,14 +64,14 @@ class Session(Protocol):
         """Size of the cache; pages that no request has used yet take no memory."""
         ...
 
-    def bind(self, first_slot: int, num_rows: int, num_tokens: int) -> BoundStep:
-        """The call on ``num_rows`` slots from ``first_slot`` with ``num_tokens`` tokens each (prepared once, then kept)."""
+    def bind(self, first_slot: int, num_rows: int, num_tokens: int, num_packed: int) -> BoundStep:
+        """The call on ``num_rows`` slots from ``first_slot``, ``num_tokens`` places each, for ``num_packed`` tokens in all."""
         ...
 
     def copy_rows(self, slot: int, sources: NDArray[np.int64], destinations: NDArray[np.int64]) -> None:
         """Copies cache rows of one slot, all layers and sides, as if every source were read before any destination is written."""
         ...
 
-    def clear_slot(self, slot: int) -> None:
-        """Zeroes one slot's cache: a number that is not finite would reach even the tokens that do not see its row."""
+    def clear_slot(self, slot: int, first_row: int = 0) -> None:
+        """Zeroes one slot's cache from ``first_row`` on: one that is not finite would reach even tokens that do not see its row."""
         ...
