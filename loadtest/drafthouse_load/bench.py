@@ -9,6 +9,7 @@ from rich.console import Console
 from drafthouse.core.errors import DrafthouseError
 from drafthouse.launcher import LaunchError
 from drafthouse_client import ServerSideError
+from drafthouse_load.ablate.command import add_ablate_options, run_ablate
 from drafthouse_load.decode import add_decode_options, run_decode
 from drafthouse_load.soak import add_soak_options, run_soak
 
@@ -20,6 +21,9 @@ def parser() -> argparse.ArgumentParser:
     decode = commands.add_parser("decode", help="tokens/s of the target alone, with one drafter and with all, in one run")
     add_decode_options(decode)
     decode.set_defaults(run=run_decode)
+    ablate = commands.add_parser("ablate", help="what each part of CoSine is worth: every mode on the same prompts, measured and replayed")
+    add_ablate_options(ablate)
+    ablate.set_defaults(run=run_ablate)
     soak = commands.add_parser("soak", help="many short requests with cancels: slots, memory, shared memory")
     add_soak_options(soak)
     soak.set_defaults(run=run_soak)

@@ -4,7 +4,6 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from drafthouse_load.modes import (
 from drafthouse_load.prompts import DomainPrompt, digest, load_prompts
 from drafthouse_load.records import RequestRecord, Segment, by_key, differing_prompts, figures, speed_ratio, tokens_per_s
 from drafthouse_load.report import decode_table, require_plotting, write_json, write_plot
+from drafthouse_load.requests import timed_request
 from drafthouse_load.stats import read_when_idle
 
 SCHEMA = "drafthouse-bench-decode/1"
@@ -138,15 +138,7 @@ def _request(client: Client, prompt: DomainPrompt, index: int, settings: DecodeS
         seed=index,  # one seed gives one text in every mode
         exclude_input_in_output=True,
     )
-    began_s = time.perf_counter()
-    ttft_s, first = 0.0, 0
-    ids: list[int] = []
-    with closing(client.stream(prompt.prompt, options)) as stream:
-        for chunk in stream:
-            if chunk.output_ids and not ids:
-                ttft_s, first = time.perf_counter() - began_s, len(chunk.output_ids)
-            ids.extend(chunk.output_ids)
-    return RequestRecord(prompt.domain, index, ttft_s, time.perf_counter() - began_s, len(ids), first, tuple(ids))
+    return timed_request(client, prompt, index, options)
 
 
 def _report(

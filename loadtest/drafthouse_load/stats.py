@@ -27,6 +27,7 @@ class Counters:
     verify_session_ns: int = 0  # inside the target's session
     verify_wall_ns: int = 0
     round_wall_ns: int = 0  # without prefill
+    prefill_session_ns: int = 0  # inside the target's session
 
     def __add__(self, other: "Counters") -> "Counters":
         return Counters(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)})

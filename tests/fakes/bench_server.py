@@ -35,6 +35,7 @@ class FakeBenchServer:
                 "verify_session_ns",
                 "verify_wall_ns",
                 "round_wall_ns",
+                "prefill_session_ns",
             ),
             0,
         )

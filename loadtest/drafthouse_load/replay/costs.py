@@ -8,38 +8,43 @@ from pathlib import Path
 from typing import Any
 
 from drafthouse.core.errors import invalid
-from drafthouse.engine.costs import CallCosts, Shape, shapes_to_measure
+from drafthouse.engine.costs import CallCosts, shapes_to_measure
+
+MIN_STEP_TOKENS = 2  # of a row's places: what the repository's engines run with, see `EngineOptions`
 
 
 @dataclass(frozen=True)
 class EngineCosts:
     """One engine by itself, in milliseconds.
 
-    A step call spends ``session_ms[rows, tokens]`` in the runtime for each of its network calls (a self-extension is one of
-    ``min_step_tokens``), and around them ``call_ms + run_ms · network calls + output_ms · output nodes``.
+    A step call spends, in each of its network calls, what rows of equal length with as many tokens take (``session_ms[rows, tokens per
+    row]``), and ``place_ms`` per place of the attention's rectangle that is empty because the rows are not of equal length; around the
+    network calls ``call_ms + run_ms · network calls + output_ms · output nodes``.
     """
 
     num_threads: int
-    session_ms: Mapping[Shape, float]
+    session_ms: Mapping[tuple[int, int], float]
+    place_ms: float
     call_ms: float
     run_ms: float
     output_ms: float
-    _known: dict[Shape, float] = field(default_factory=dict, repr=False, compare=False)
+    _known: dict[tuple[int, float], float] = field(default_factory=dict, repr=False, compare=False)
 
-    def session(self, rows: int, tokens: int) -> float:
-        """Milliseconds of one network call: measured, or between measured neighbours (first in rows, then in tokens)."""
-        found = self._known.get((rows, tokens))
-        if found is None:
+    def session(self, rows: int, places: int, packed: int) -> float:
+        """Milliseconds of one network call: measured, or between measured neighbours (first in rows, then in tokens per row)."""
+        key = (rows, packed / rows)
+        full = self._known.get(key)
+        if full is None:
             columns = {length: self._at_length(rows, length) for length in {length for _, length in self.session_ms}}
-            found = self._known[rows, tokens] = _between(columns, tokens)
-        return found
+            full = self._known[key] = _between(columns, key[1])
+        return full + self.place_ms * rows * max(places - max(key[1], MIN_STEP_TOKENS), 0.0)
 
     def around(self, num_runs: int, num_outputs: int) -> float:
         """Milliseconds that a step call spends outside its network calls."""
         return self.call_ms + self.run_ms * num_runs + self.output_ms * num_outputs
 
     def call_costs(self, min_step_tokens: int, max_step_tokens: int, slots: int) -> CallCosts:
-        """What an engine decides padding by, from these times where a real one measures the same shapes at load."""
+        """What an engine decides the shape of its network calls by, from these times where a real one measures at load."""
         shapes = shapes_to_measure(min_step_tokens, max_step_tokens, slots)
         return CallCosts(min_step_tokens, max_step_tokens, {shape: self.session(*shape) for shape in shapes})
 
@@ -47,25 +52,29 @@ class EngineCosts:
         return _between({measured: ms for (measured, tokens), ms in self.session_ms.items() if tokens == length}, rows)
 
     def to_json(self) -> dict[str, object]:
-        """Session times nested as rows → tokens → ms."""
+        """Session times nested as rows → tokens per row → ms."""
         nested: dict[str, dict[str, float]] = {}
         for (rows, tokens), ms in sorted(self.session_ms.items()):
             nested.setdefault(str(rows), {})[str(tokens)] = ms
-        fixed = {"num_threads": self.num_threads, "call_ms": self.call_ms, "run_ms": self.run_ms, "output_ms": self.output_ms}
-        return fixed | {"session_ms": nested}
+        scalars = {name: getattr(self, name) for name in _SCALARS}
+        return {"num_threads": self.num_threads, **scalars, "session_ms": nested}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "EngineCosts":
         """The reverse of `to_json`. Raises KeyError or ValueError for anything else."""
         session = {(int(rows), int(tokens)): float(ms) for rows, own in raw["session_ms"].items() for tokens, ms in own.items()}
-        return cls(int(raw["num_threads"]), session, float(raw["call_ms"]), float(raw["run_ms"]), float(raw["output_ms"]))
+        place_ms, call_ms, run_ms, output_ms = (float(raw[name]) for name in _SCALARS)
+        return cls(int(raw["num_threads"]), session, place_ms, call_ms, run_ms, output_ms)
 
 
-def _between(known: Mapping[int, float], wanted: int) -> float:
-    """Linear between the neighbours of ``wanted``; beyond the ends the outermost two are continued, never below the nearest one's share."""
+_SCALARS = ("place_ms", "call_ms", "run_ms", "output_ms")
+
+
+def _between(known: Mapping[int, float], wanted: float) -> float:
+    """Linear between the neighbours of ``wanted``; beyond the ends the outermost two are continued, but not below the least."""
     points = sorted(known)
-    if wanted in known or len(points) == 1:
-        return known[wanted if wanted in known else points[0]]
+    if len(points) == 1:
+        return known[points[0]]
     at = min(max(bisect_left(points, wanted), 1), len(points) - 1)
     low, high = points[at - 1], points[at]
     value = known[low] + (known[high] - known[low]) * (wanted - low) / (high - low)

@@ -10,10 +10,8 @@ from drafthouse.engine.contract import EngineLimits, RowResult, RowStatus, StepC
 from drafthouse.engine.rows import RowChecker
 from drafthouse.engine.runner import empty_result
 from drafthouse.engine.slots import SlotTable
-from drafthouse_load.replay.costs import EngineCosts
+from drafthouse_load.replay.costs import MIN_STEP_TOKENS, EngineCosts
 from drafthouse_load.replay.outputs import RECORDED_CANDIDATES, Answer, Context, Outputs, ReferenceText, stand_in
-
-MIN_STEP_TOKENS = 2  # what the repository's engines run with: see `EngineOptions`
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +23,7 @@ class EngineShape:
 
 
 class ReplayEngine:
-    """An `Engine` for greedy requests whose uid is the number of a `ReferenceText`."""
+    """An `Engine` for greedy requests for texts that are known: ``texts`` by request uid."""
 
     def __init__(self, shape: EngineShape, costs: EngineCosts, outputs: Outputs, texts: Mapping[int, ReferenceText]) -> None:
         self._shape = shape
@@ -65,8 +63,10 @@ class ReplayEngine:
         return StepResult(rows, 1, round(session_ms * 1e6), self._slots.num_free, self._slots.num_slots)
 
     def _session_ms(self, run: Run, num_steps: int) -> float:
-        first = self._costs.session(run.num_rows, run.num_tokens)
-        return first + max(num_steps - 1, 0) * self._costs.session(run.num_rows, MIN_STEP_TOKENS)
+        """The run's own network call, and one per further step, which feeds back a token of each of its tasks."""
+        first = self._costs.session(run.num_rows, run.num_tokens, run.num_packed)
+        packed = max(len(run.tasks), MIN_STEP_TOKENS)
+        return first + max(num_steps - 1, 0) * self._costs.session(run.num_rows, MIN_STEP_TOKENS, packed)
 
     def _admit(self, index: int, row: StepRow, call: StepCall) -> Task | RowResult:
         problem = self._checker.problem(row, call)
@@ -77,7 +77,7 @@ class ReplayEngine:
             return empty_result(entry, self._slots.cached_len(row.request_uid))
         reused, path = entry.reusable(row, 0 if call.return_prompt_logprob else row.num_committed - 1)
         entry.keep_path(path, row, reused)
-        return Task(index, row, entry, reused, DraftShape.of(row))
+        return Task(index, row, entry, reused, DraftShape.of(row), max(call.num_steps - 1, 0))
 
     def _answer(self, task: Task, call: StepCall) -> RowResult:
         row, text = task.row, self._texts[task.row.request_uid]

@@ -23,7 +23,7 @@ RECORDED_CANDIDATES = 8  # per context: the most a caller may ask for in a repla
 class ReferenceText:
     """One prompt with the text that the target writes after it, greedy."""
 
-    number: int  # unique among the texts of one `ReplayModels`; also the request's uid in a replay
+    number: int  # unique among the texts of one `ReplayModels`
     tokens: NDArray[np.int32]  # prompt and output
     prompt_len: int
     max_tokens: int  # how many it was allowed to write

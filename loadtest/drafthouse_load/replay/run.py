@@ -1,10 +1,11 @@
 """One replay: closed-loop clients, the real pipeline, virtual time."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from drafthouse.core.errors import DrafthouseError
 from drafthouse.core.sampling_params import SamplingParams
@@ -50,6 +51,7 @@ class ReplayResult:
     wall_s: float
     target_busy_s: float
     drafters_busy_s: float  # at least one drafter was
+    both_busy_s: float
     sums: RoundStats  # over all rounds
     rounds: tuple[RoundStats, ...] = field(repr=False)
 
@@ -78,6 +80,16 @@ class ReplayResult:
         """Share of the wall clock in which no drafter's core is in use."""
         return 1.0 - self.drafters_busy_s / self.wall_s
 
+    @property
+    def num_verifications(self) -> int:
+        """Rounds in which at least one request was verified."""
+        return sum(1 for stats in self.rounds if stats.num_verified_rows)
+
+    @property
+    def overlap_share(self) -> float:
+        """Share of the wall clock in which the target's core and at least one drafter's are in use."""
+        return self.both_busy_s / self.wall_s
+
     def figures(self) -> dict[str, float]:
         """The figures of a report's row."""
         latencies = self.latencies_ms
@@ -99,25 +111,27 @@ def run_replay(
     fusion_options: FusionOptions | None = None,
     concurrency: int = 1,
     router: Router | None = None,
+    num_warmup: int = 0,
 ) -> ReplayResult:
     """Serve every text's prompt in virtual time, ``concurrency`` at once, each client sending its next prompt when it has an answer.
 
     Args:
         profile: stage costs; of the target and of every drafter.
         models: loaded once, used by any number of replays.
-        texts: from `ReplayModels.texts`, each at most once.
+        texts: from `ReplayModels.texts`.
         config: of the pipeline, as `cosine` would read it.
         fusion_options: of fusion, as its model would read them.
         concurrency: clients.
         router: instead of the repository's.
+        num_warmup: of the first texts, served before the clock starts; so many at once, too.
 
     Raises:
         ReplayError: a request failed or got another text.
         ClientError: the profile lacks a model.
     """
     check_covers(profile, models.drafter_names)
-    run = _Run(profile, models, texts, config, fusion_options or FusionOptions(), router or models.router())
-    return run_virtual(run.play(concurrency))
+    run = _Run(profile, models, config, fusion_options or FusionOptions(), router or models.router())
+    return run_virtual(run.play(texts, concurrency, num_warmup))
 
 
 class _Sink:
@@ -145,51 +159,86 @@ class _Sink:
         self.done.set()
 
 
+@dataclass(frozen=True, slots=True)
+class _Meters:
+    """Time in use of the target's core, of any drafter's, of any of all these."""
+
+    target: BusyMeter
+    drafters: BusyMeter
+    any: BusyMeter
+
+    def read_s(self) -> NDArray[np.float64]:
+        """Target, drafters, both at once; up to this moment."""
+        target, drafters = self.target.busy_s, self.drafters.busy_s
+        return np.array([target, drafters, target + drafters - self.any.busy_s])
+
+
 class _Run:
+    """One server's life in virtual time."""
+
     def __init__(
-        self,
-        profile: StageProfile,
-        models: ReplayModels,
-        texts: Sequence[ReferenceText],
-        config: PipelineConfig,
-        fusion_options: FusionOptions,
-        router: Router,
+        self, profile: StageProfile, models: ReplayModels, config: PipelineConfig, fusion_options: FusionOptions, router: Router
     ) -> None:
         self._profile = profile
         self._models = models
-        self._texts = texts
-        self._by_number = {text.number: text for text in texts}
         self._config = config
         self._fusion_options = fusion_options
         self._router = router
-        self._records: dict[int, ReplayRecord] = {}
+        self._texts: dict[int, ReferenceText] = {}  # by request uid
         self._rounds: list[RoundStats] = []
+        self._meters = _Meters(BusyMeter(), BusyMeter(), BusyMeter())
 
-    async def play(self, concurrency: int) -> ReplayResult:
+    async def play(self, texts: Sequence[ReferenceText], concurrency: int, num_warmup: int) -> ReplayResult:
         """All requests, on the running virtual loop."""
         loop = asyncio.get_running_loop()
-        target, drafters = BusyMeter(), BusyMeter()
-        pipeline = Pipeline(self._config, self._services(target, drafters))
+        pipeline = Pipeline(self._config, self._services())
         serving = asyncio.ensure_future(pipeline.run())
-        numbers = iter(range(len(self._texts)))
-        await asyncio.gather(*(self._client(pipeline, numbers) for _ in range(concurrency)))
-        wall_s, busy_s, drafting_s = loop.time(), target.busy_s, drafters.busy_s
+        await self._serve(pipeline, texts[:num_warmup], concurrency)
+        began_s, busy_s, first_round = loop.time(), self._meters.read_s(), len(self._rounds)
+        records = await self._serve(pipeline, texts, concurrency)
+        wall_s = loop.time() - began_s
+        target_s, drafters_s, both_s = (self._meters.read_s() - busy_s).tolist()
+        rounds = tuple(self._rounds[first_round:])
         pipeline.stop()
         await serving
         sums = RoundStats()
-        for stats in self._rounds:
+        for stats in rounds:
             sums.add(stats)
-        records = tuple(self._records[index] for index in range(len(self._texts)))
-        return ReplayResult(records, wall_s, busy_s, drafting_s, sums, tuple(self._rounds))
+        return ReplayResult(tuple(records), wall_s, target_s, drafters_s, both_s, sums, rounds)
 
-    def _services(self, target_meter: BusyMeter, drafters_meter: BusyMeter) -> Services:
-        models, hops, engines = self._models, self._profile.hops, self._profile.engines
-        target = ReplayEngine(models.target.shape, engines[TARGET], TargetOutputs(), self._by_number)
+    async def _serve(self, pipeline: Pipeline, texts: Sequence[ReferenceText], concurrency: int) -> list[ReplayRecord]:
+        records: dict[int, ReplayRecord] = {}
+        numbers = iter(range(len(texts)))
+
+        async def client() -> None:
+            for index in numbers:
+                records[index] = await self._request(pipeline, index, texts[index])
+
+        await asyncio.gather(*(client() for _ in range(concurrency)))
+        return [records[index] for index in range(len(texts))]
+
+    async def _request(self, pipeline: Pipeline, index: int, text: ReferenceText) -> ReplayRecord:
+        loop = asyncio.get_running_loop()
+        request_uid = len(self._texts) + 1
+        self._texts[request_uid] = text
+        sampling = SamplingParams(end_ids=self._models.tokenizer.eos_ids, min_end_position=text.prompt_len)
+        prompt_ids = tuple(text.tokens[: text.prompt_len].tolist())
+        sink, arrival_s = _Sink(), loop.time()
+        pipeline.submit(GenerationRequest(request_uid, prompt_ids, text.max_tokens, sampling, 0, stream=True), sink)
+        await sink.done.wait()
+        if sink.error is not None or tuple(sink.ids) != text.output_ids:
+            raise ReplayError(f"prompt {index}: {sink.error or 'the text differs from what the target writes alone'}")
+        end_s = loop.time()
+        return ReplayRecord(index, arrival_s, end_s if sink.first_token_s is None else sink.first_token_s, end_s, len(sink.ids))
+
+    def _services(self) -> Services:
+        models, hops, engines, meters = self._models, self._profile.hops, self._profile.engines, self._meters
+        target = ReplayEngine(models.target.shape, engines[TARGET], TargetOutputs(), self._texts)
         drafters = [
             EngineProcess(
                 name,
-                ReplayEngine(model.shape, engines[name], models.outputs(name), self._by_number),
-                VirtualCore(drafters_meter),
+                ReplayEngine(model.shape, engines[name], models.outputs(name), self._texts),
+                VirtualCore(meters.drafters, meters.any),
                 hops.drafter,
             )
             for name, model in models.drafters.items()
@@ -198,7 +247,7 @@ class _Run:
         fusion = CollaborativeFusion(drafters, limits, self._fusion_options)
         work = CallerWork(VirtualCore(), hops.pipeline)
         return Services(
-            target=EngineProcess(TARGET, target, VirtualCore(target_meter), hops.target, work),
+            target=EngineProcess(TARGET, target, VirtualCore(meters.target, meters.any), hops.target, work),
             limits=models.target.shape.limits,
             token_bytes=models.tokenizer.token_bytes,
             fusion=FusionProcess(fusion, VirtualCore(), hops.fusion),
@@ -206,21 +255,3 @@ class _Run:
             drafter_names=models.drafter_names,
             on_round=self._rounds.append,
         )
-
-    async def _client(self, pipeline: Pipeline, numbers: Iterator[int]) -> None:
-        for index in numbers:
-            await self._request(pipeline, index)
-
-    async def _request(self, pipeline: Pipeline, index: int) -> None:
-        text, loop = self._texts[index], asyncio.get_running_loop()
-        sampling = SamplingParams(end_ids=self._models.tokenizer.eos_ids, min_end_position=text.prompt_len)
-        prompt_ids = tuple(text.tokens[: text.prompt_len].tolist())
-        request = GenerationRequest(text.number, prompt_ids, text.max_tokens, sampling, 0, stream=True)
-        sink, arrival_s = _Sink(), loop.time()
-        pipeline.submit(request, sink)
-        await sink.done.wait()
-        if sink.error is not None or tuple(sink.ids) != text.output_ids:
-            raise ReplayError(f"prompt {index}: {sink.error or 'the text differs from what the target writes alone'}")
-        end_s = loop.time()
-        first_s = end_s if sink.first_token_s is None else sink.first_token_s
-        self._records[index] = ReplayRecord(index, arrival_s, first_s, end_s, len(sink.ids))

@@ -1,0 +1,183 @@
+"""`drafthouse bench ablate`: options, the order of work, the report."""
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from drafthouse.core.errors import invalid
+from drafthouse_client import Client
+from drafthouse_client.local_server import add_options, running
+from drafthouse_load import machine
+from drafthouse_load.ablate.arms import ARMS, TARGET_ONLY, VANILLA, arms_named, base_parameters
+from drafthouse_load.ablate.measure import AblateSettings, Block, ServerBench, choose, measure_blocks, measure_sweeps
+from drafthouse_load.ablate.replayed import ReplayBench, hop_points, replay_arms, replay_sweeps
+from drafthouse_load.ablate.report import Measured, Replayed, ablate_report
+from drafthouse_load.ablate.show import ablate_table, write_ablate_plot
+from drafthouse_load.modes import ModelControl
+from drafthouse_load.prompts import DomainPrompt, load_prompts, parse_prompts
+from drafthouse_load.replay.costs import StageProfile, read_profile
+from drafthouse_load.replay.models import TARGET, ReplayModels, read_parameters
+from drafthouse_load.replay.record import HopPoint, hops_from, num_recordings, record_engines
+from drafthouse_load.report import require_plotting, write_json
+
+MAX_CONCURRENCY = 64
+VANILLA_DRAFTER = "general"  # of mode `vanilla`, unless the repository says otherwise
+_SHIPPED = "mixed_prompts.jsonl"
+# Enough rounds of sequential modes to know what messages cost, where the measured half does not tell.
+_HOP_PROMPTS = 16
+_HOP_TOKENS = 32
+_HOP_DRAFT_TOKENS = 4
+
+
+def add_ablate_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `drafthouse bench ablate`."""
+    default = AblateSettings(ARMS)
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the report goes")
+    parser.add_argument("--prompts", type=Path, metavar="FILE.jsonl", help="lines of {domain, prompt} (default: 60, a third mix fields)")
+    parser.add_argument("--concurrency", default="1,4,8", metavar="N,N", help="requests at once (default: %(default)s)")
+    parser.add_argument("--modes", default="", metavar="NAME,NAME", help=f"of {', '.join(arm.name for arm in ARMS)} (default: all)")
+    parser.add_argument("--max-tokens", type=int, default=default.max_tokens, help="per request (default: %(default)s)")
+    parser.add_argument("--cycles", type=int, default=default.cycles, help="times A B … B A over the modes (default: %(default)s)")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="chart; needs matplotlib (default: beside the report)")
+    parser.add_argument("--no-plot", action="store_true", help="no chart")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="replay with the stage costs of this report")
+    half = parser.add_mutually_exclusive_group()
+    half.add_argument("--replay-only", action="store_true", help="measure stage costs only, then replay")
+    half.add_argument("--no-replay", action="store_true", help="measure on the server only")
+    add_options(parser)
+    parser.add_argument("--repository", dest="model_repository", type=Path, metavar="DIR", help="short for --model-repository")
+
+
+def run_ablate(args: argparse.Namespace, console: Console) -> int:
+    """Measure, replay, write the report, its table and its chart. Raises the errors of the server and of bad options."""
+    settings = read_settings(args)
+    plot = None if args.no_plot else args.plot or args.json.with_suffix(".png")
+    if plot is not None:
+        require_plotting(plot)
+    prompts = load_ablate_prompts(args.prompts)
+    profile = None if args.profile is None else read_profile(args.profile)
+    head, measured, points = machine.describe(""), Measured(), list[HopPoint]()
+    if profile is None or not args.replay_only:
+        with running(args, console) as server, Client(server.grpc_address) as client:
+            head = machine.describe(client.server_version())
+            base = base_parameters(read_parameters(args.model_repository / "cosine" / "config.pbtxt"))
+            if not args.replay_only:
+                measured = _measure(ServerBench(server, client, prompts, base), settings, console)
+            if profile is None and not args.no_replay:
+                points = hop_points(measured.blocks) or hop_points(_sequential_blocks(server, client, prompts, base, settings))
+    replayed = None if args.no_replay else _replay(args.model_repository, prompts, settings, profile, points, console)
+    report = head | ablate_report(settings, prompts, measured, replayed)
+    write_json(report, args.json)
+    show(report, settings, console)
+    if plot is not None:
+        write_ablate_plot(_halves(report), plot)
+    return 0
+
+
+def read_settings(args: argparse.Namespace) -> AblateSettings:
+    """The settings that the options ask for. Raises ClientError naming a bad option."""
+    for name in ("max_tokens", "cycles"):
+        if getattr(args, name) < 1:
+            raise invalid(f"--{name.replace('_', '-')}", getattr(args, name), ">= 1")
+    if args.profile is not None and args.no_replay:
+        raise invalid("--profile", str(args.profile), "no --no-replay beside it")
+    names = [name.strip() for name in args.modes.split(",") if name.strip()] or [arm.name for arm in ARMS]
+    return AblateSettings(arms_named(names), _levels(args.concurrency), args.cycles, args.max_tokens)
+
+
+def _levels(text: str) -> tuple[int, ...]:
+    try:
+        levels = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        levels = ()
+    if not levels or not all(1 <= level <= MAX_CONCURRENCY for level in levels):
+        raise invalid("--concurrency", text, f"numbers from 1 to {MAX_CONCURRENCY}, separated by commas")
+    return levels
+
+
+def load_ablate_prompts(file: Path | None) -> list[DomainPrompt]:
+    """The prompts of ``file``, else the shipped set. Raises ClientError."""
+    if file is not None:
+        return load_prompts(file)
+    return parse_prompts(files("drafthouse_load").joinpath(_SHIPPED).read_text(encoding="utf-8"), _SHIPPED)
+
+
+def _measure(bench: ServerBench, settings: AblateSettings, console: Console) -> Measured:
+    num_sweeps = len(settings.fixed_arms) * len(settings.concurrency)
+    with _steps(console, num_sweeps + settings.num_blocks) as advance:
+        sweeps = measure_sweeps(bench, settings, advance)
+        return Measured(measure_blocks(bench, settings, choose(sweeps), advance), sweeps)
+
+
+def _sequential_blocks(
+    server: ModelControl, client: Client, prompts: Sequence[DomainPrompt], base: Mapping[str, str], settings: AblateSettings
+) -> list[Block]:
+    """A little of the sequential modes, to know what messages cost."""
+    bench = ServerBench(server, client, prompts[:_HOP_PROMPTS], base)
+    levels = sorted({min(settings.concurrency), max(settings.concurrency)})
+    return [
+        bench.block(arm, level, _HOP_DRAFT_TOKENS if arm.has_fixed_k else None, _HOP_TOKENS)
+        for arm in arms_named((TARGET_ONLY, VANILLA))
+        for level in levels
+    ]
+
+
+def _replay(
+    repository: Path,
+    prompts: Sequence[DomainPrompt],
+    settings: AblateSettings,
+    profile: StageProfile | None,
+    points: Sequence[HopPoint],
+    console: Console,
+) -> Replayed:
+    models = ReplayModels(repository)
+    num_sweeps = len(settings.fixed_arms) * len(settings.concurrency)
+    num_runs = len(settings.arms) * len(settings.concurrency)
+    with _steps(console, num_sweeps + num_runs + (num_recordings(models) if profile is None else 0)) as advance:
+        if profile is None:
+            profile = record_profile(models, points, advance)
+        bench = ReplayBench(models, profile, prompts, settings.max_tokens, base_parameters(models.parameters))
+        sweeps = replay_sweeps(bench, settings, advance)
+        return Replayed(replay_arms(bench, settings, choose(sweeps), advance), sweeps, profile)
+
+
+def record_profile(models: ReplayModels, points: Sequence[HopPoint], advance: Callable[[str], None]) -> StageProfile:
+    """Engines measured here and now, messages from a server's counters."""
+    engines = record_engines(models, lambda: advance("stage costs of the engines"))
+    hops = hops_from(points, engines[TARGET], engines[VANILLA_DRAFTER])
+    return StageProfile(engines, hops, f"engines alone in one process, messages from {len(points)} blocks of sequential modes")
+
+
+@contextmanager
+def _steps(console: Console, total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar; the block gets what announces each next step."""
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("", total=total)
+        is_first = True
+
+        def advance(text: str) -> None:
+            nonlocal is_first
+            progress.update(task, description=text, advance=0 if is_first else 1)
+            is_first = False
+
+        yield advance
+
+
+def _halves(report: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    replay = report.get("replay", {"results": []})
+    measured = [own for own in report["results"] if "tokens_per_s" in own]
+    return {f"measured on {report['hardware']['cores']} cores": measured, "replayed, a core per stage": replay["results"]}
+
+
+def show(report: Mapping[str, Any], settings: AblateSettings, console: Console) -> None:
+    """Print a table per half and concurrency."""
+    all_ratios = (report["ratios"], report.get("replay", {"ratios": []})["ratios"])
+    for (title, rows), ratios in zip(_halves(report).items(), all_ratios, strict=True):
+        for concurrency in settings.concurrency if rows else ():
+            console.print(ablate_table(rows, ratios, concurrency, title))
