@@ -8,7 +8,7 @@ import numpy as np
 from drafthouse.core.tree import DraftTree
 from drafthouse.engine.contract import RowStatus
 from drafthouse.fusion.contract import DraftCall, DraftResult, DraftRow, DraftRowResult
-from drafthouse.routing.contract import RouteResult, RouteRow
+from drafthouse.routing.contract import RouteResult, RouteRow, RouteState
 from fakes.pipeline_model import VOCAB_SIZE, next_token, path_hash
 
 DRAFTERS = ("code", "math", "drama", "general")
@@ -109,9 +109,11 @@ class FakeRouter:
         num_drafters = len(row.allowed)
         assert row.proposals.shape == row.proposal_probs.shape == (num_drafters, len(row.target_tokens))
         weights = np.zeros(num_drafters, np.float32)
-        first = 0 if np.isnan(row.scores).all() else int(row.scores[0]) + 1
+        first = int(row.state[0, RouteState.AGE])  # how often it has been told
         for offset in range(2):
             weights[(first + offset) % num_drafters] = 1.0
         if not (weights * row.allowed).any():
             weights[:] = row.allowed
-        return RouteResult(np.full(num_drafters, first, np.float32), weights)
+        state = row.state.copy()
+        state[:, RouteState.AGE] += 1
+        return RouteResult(state, weights, np.full(num_drafters, 0.5, np.float32))

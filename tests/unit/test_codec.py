@@ -11,7 +11,7 @@ from drafthouse.core.sampling_params import SamplingParams
 from drafthouse.core.tree import DraftTree
 from drafthouse.engine.contract import RowResult, RowStatus, StepCall, StepResult, StepRow
 from drafthouse.fusion.contract import DraftCall, DraftPlan, DraftResult, DraftRow, DraftRowResult
-from drafthouse.routing.contract import RouteResult, RouteRow
+from drafthouse.routing.contract import NUM_STATE, RouteResult, RouteRow
 from drafthouse.triton.codec.engine import pack_step, pack_step_result, unpack_step, unpack_step_result
 from drafthouse.triton.codec.envelope import Envelope, Tensors
 from drafthouse.triton.codec.fusion import pack_draft, pack_draft_result, unpack_draft, unpack_draft_result
@@ -194,17 +194,21 @@ def test_routes_survive() -> None:
         RouteRow(
             request_uid=2**63,
             prompt_logprob=floats(-1.0, np.nan),
-            scores=floats(np.nan, 0.5),
+            state=np.arange(2 * NUM_STATE, dtype=np.float32).reshape(2, NUM_STATE),
             proposals=ids(1, 2, 3, 4).reshape(2, 2),
             proposal_probs=np.full((2, 2), 0.5, np.float32),
             target_tokens=ids(1, -1),
             allowed=np.array([True, False]),
+            num_rounds=4,
+            accepted_len=1.25,
+            drafted_len=4.75,
+            max_drafters=3,
         )
     ]
     tensors = pack_route(rows)
     assert set(tensors) | {LEASE_SECRET.name} == {spec.name for spec in ROUTER.call}
     assert_same(unpack_route(through_the_wire(ROUTER.call, tensors | {LEASE_SECRET.name: SECRET})), rows)
-    results = [RouteResult(floats(0.25, 0.5), floats(0.0, 1.0))]
+    results = [RouteResult(rows[0].state, floats(0.0, 1.0), floats(0.25, 0.5), is_exploring=True)]
     assert_same(unpack_route_result(pack_route_result(results)), results)
 
 

@@ -58,7 +58,8 @@ async def test_the_router_hears_prompt_scores_first_and_each_verified_round_once
         (sink,) = await rig.generate(request)
         first, *later = (row for rows in rig.router.calls for row in rows)
         assert first.prompt_logprob.tolist() == [-1.0, -2.0, -3.0, -4.0]
-        assert np.isnan(first.scores).all()
+        assert not first.state.any()
+        assert first.num_rounds == 0
         assert first.proposals.shape == (len(DRAFTERS), 0)
         num_drafted_rounds = sum(row.num_draft_tokens > 0 for call in rig.fusion.calls for row in call.rows)
         assert len(later) == num_drafted_rounds - 1  # the last round's news has nobody to serve
@@ -66,6 +67,9 @@ async def test_the_router_hears_prompt_scores_first_and_each_verified_round_once
         for row in later:
             reached = row.target_tokens[row.target_tokens >= 0].tolist()
             assert reached
+            assert row.num_rounds == 1
+            assert 0 <= len(reached) - row.accepted_len <= 1
+            assert row.drafted_len == len(row.target_tokens)
             starts = [start for start in range(4, len(output)) if output[start : start + len(reached)] == reached]
             assert any(next_token(output[:start], request.sampling) == reached[0] for start in starts)
         # Weights move on with the router's answers: one round old, so each pair works twice at most.

@@ -1,54 +1,39 @@
-"""Routing: first scores, verified scores, choice, pins, and the registry."""
+"""The router's arithmetic, and the registry of policies."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from drafthouse.routing.contract import RouteResult, RouteRow
-from drafthouse.routing.prompt_likelihood import PromptLikelihoodOptions, PromptLikelihoodRouter
+from drafthouse.routing.contract import NUM_STATE, RouteRow, new_route_state
 from drafthouse.routing.registry import DEFAULT_POLICY, ROUTERS, TOKEN_EMBEDDINGS_FILE, load_router
-from drafthouse.routing.scores import agreement, choose, decayed, first_scores, harmonic, normalise_rows
+from drafthouse.routing.scores import (
+    Signals,
+    agreement,
+    beside_peers,
+    best_first,
+    harmonic,
+    later_weights,
+    normalise_rows,
+    relative_likelihood,
+    running_mean,
+)
 
 NAN = float("nan")
 # Tokens 0 and 1 are alike (cosine 0.8), 2 is at right angles to 0, 3 is its opposite.
 EMBEDDINGS = np.array([[1, 0], [0.8, 0.6], [0, 2], [-1, 0]], np.float32)
 
 
-def row(
-    prompt_logprob: Sequence[float] = (-1.0, -2.0),
-    scores: Sequence[float] | None = None,
-    proposals: Sequence[Sequence[int]] | None = None,
-    probs: Sequence[Sequence[float]] | None = None,
-    target: Sequence[int] = (),
-    allowed: Sequence[bool] | None = None,
-) -> RouteRow:
-    num_drafters = len(prompt_logprob)
-    proposed = np.array(proposals if proposals is not None else [[]] * num_drafters, np.int32)
-    return RouteRow(
-        request_uid=1,
-        prompt_logprob=np.array(prompt_logprob, np.float32),
-        scores=np.array(scores or [NAN] * num_drafters, np.float32),
-        proposals=proposed,
-        proposal_probs=np.full(proposed.shape, 0.5, np.float32) if probs is None else np.array(probs, np.float32),
-        target_tokens=np.array(target, np.int32),
-        allowed=np.array(allowed or [True] * num_drafters, np.bool_),
-    )
+def floats(*values: object) -> np.ndarray:
+    return np.array(values, np.float32)
 
 
-def route(*rows: RouteRow, **options: float) -> list[RouteResult]:
-    fixed = {"margin": 0.7, "decay": 0.9, "prior": 0.5, "sharpness": 1.0}
-    router = PromptLikelihoodRouter(EMBEDDINGS, PromptLikelihoodOptions(**{**fixed, **options}))  # type: ignore[arg-type]
-    return list(asyncio.run(router.route(rows)))
-
-
-def test_first_scores_follow_the_likelihood_and_unknown_counts_as_worst() -> None:
-    got = first_scores(np.array([[-1, -2, NAN], [NAN, NAN, NAN]], np.float32), prior=0.5, sharpness=1.0)
-    assert got == pytest.approx(np.array([[0.5, 0.5 * np.exp(-1), 0.5 * np.exp(-1)], [0.5, 0.5, 0.5]]), abs=1e-6)
+def test_the_prompt_s_likelihood_is_relative_and_unknown_counts_as_worst() -> None:
+    got = relative_likelihood(floats([-1, -2, NAN, -9], [NAN, NAN, NAN, NAN]), sharpness=0.5, most_behind=3.0)
+    assert got == pytest.approx(floats([1, np.exp(-0.5), np.exp(-1.5), np.exp(-1.5)], [1, 1, 1, 1]))
 
 
 def test_agreement_is_one_when_equal_else_the_positive_cosine() -> None:
@@ -62,114 +47,68 @@ def test_a_zero_embedding_is_no_division_by_zero() -> None:
 
 
 def test_harmonic_mean_needs_both() -> None:
-    a, b = np.array([1, 0, 0, 0.5], np.float32), np.array([1, 1, 0, 0.25], np.float32)
-    assert harmonic(a, b) == pytest.approx([1, 0, 0, 1 / 3])
+    assert harmonic(Signals(floats(1, 0, 0, 0.5), floats(1, 1, 0, 0.25))) == pytest.approx(floats(1, 0, 0, 1 / 3))
 
 
-def test_decay_is_the_moving_average_over_counted_positions() -> None:
-    counted = np.array([[[True, False, True, True]]])
-    evidence = np.array([[[0.2, 9, 0.4, 0.6]]], np.float32)
-    expected = 0.5
-    for value in (0.2, 0.4, 0.6):
-        expected = 0.9 * expected + 0.1 * value
-    assert decayed(np.array([[0.5]], np.float32), evidence, counted, 0.9)[0, 0] == pytest.approx(expected)
+def test_evidence_decays_with_every_verified_position_whoever_proposed_there() -> None:
+    reached = np.array([[True, True, False, True, True]])
+    assert later_weights(reached, 0.9)[0, [0, 1, 3, 4]] == pytest.approx([0.9**3, 0.9**2, 0.9, 1])
+    counted = np.array([[[True, False, False, True, False]]])
+    weights = np.where(counted, later_weights(reached, 0.9)[:, None], np.float32(0))
+    held = floats([5.0]) * 0.9**4
+    total = held + weights.sum(axis=2)
+    mean, count = 0.5, 5.0  # the same, one position after the other
+    for value in (0.2, None, 0.6, None):
+        count *= 0.9
+        if value is not None:
+            mean, count = (mean * count + value) / (count + 1), count + 1
+    assert total[0, 0] == pytest.approx(count)
+    assert running_mean(floats([0.5]), floats([[0.2, 9, 9, 0.6, 9]]), weights, held, total)[0, 0] == pytest.approx(mean)
 
 
-@pytest.mark.parametrize(
-    ("scores", "allowed", "expected"),
-    [
-        ([0.2, 0.8, 0.6, 0.7], [True] * 4, [0, 1, 0, 0.875]),  # at most two, best first
-        ([0.2, 0.8, 0.3, 0.1], [True] * 4, [0, 1, 0, 0]),  # the second is too far behind
-        ([0.5, 0.5, 0.5, 0.5], [True] * 4, [1, 1, 0, 0]),  # ties go to the lower index
-        ([0.2, 0.8, 0.6, 0.7], [True, False, False, False], [1, 0, 0, 0]),  # a pin
-        ([0.2, 0.8, 0.6, 0.7], [False] * 4, [0, 0, 0, 0]),  # nobody left
-    ],
-)
-def test_choice(scores: list[float], allowed: list[bool], expected: list[float]) -> None:
-    got = choose(np.array([scores], np.float32), np.array([allowed]), max_drafters=2, margin=0.7)
-    assert got[0] == pytest.approx(expected)
+def test_what_all_who_proposed_have_in_common_is_the_text_s_doing() -> None:
+    counted = np.array([[[True, True], [True, False], [False, False]]])
+    evidence = floats([[0.2, 0.2], [0.4, 9], [9, 9]])
+    got = beside_peers(evidence, floats([0.8, 0.8, 0.8]), counted, share=1.0)
+    assert got[0, :2, 0] == pytest.approx([0.7, 0.9])  # as far apart as before, around what was expected
+    assert got[0, 0, 1] == pytest.approx(0.2)  # nobody to compare with
+    assert beside_peers(evidence, floats([0.8, 0.8, 0.8]), counted, share=0.0) == pytest.approx(evidence)
 
 
-def test_a_new_request_goes_to_who_predicts_its_prompt_best() -> None:
-    (got,) = route(row([-3.0, -1.5, -4.0]))
-    assert got.weights.tolist() == [0, 1, 0]
-    assert got.scores[1] == pytest.approx(0.5)
-    assert got.scores.argsort().tolist() == [2, 0, 1]
+def test_rank_is_by_value_then_by_index() -> None:
+    assert best_first(floats([0.2, 0.9, 0.2, -np.inf], [1, 1, 2, 3])).tolist() == [[1, 0, 2, 3], [2, 3, 1, 0]]
 
 
-def test_who_agrees_with_the_target_overtakes_who_is_only_sure() -> None:
-    state = row([-1.0, -1.2])
-    (first,) = route(state)
-    assert first.weights[0] == 1
-    wrong, right = [2] * 5, [0] * 5
-    later = row([-1.0, -1.2], first.scores.tolist(), [wrong, right], [[0.95] * 5, [0.5] * 5], [0] * 5)
-    (second,) = route(later)
-    assert second.weights[1] == 1
-    assert second.scores[0] < first.scores[0]
-
-
-def test_positions_that_were_not_reached_say_nothing() -> None:
-    reached = row([-1.0, -1.0], [0.5, 0.5], [[0, 2], [0, 0]], None, [0, -1])
-    (got,) = route(reached)
-    assert got.scores[0] == got.scores[1]
-
-
-def test_a_drafter_that_did_not_propose_keeps_its_score() -> None:
-    (got,) = route(row([-1.0, -2.0], [0.5, 0.25], [[0, 0], [-1, -1]], None, [0, 0]))
-    assert got.scores[1] == np.float32(0.25)
-    assert got.scores[0] > 0.5
-
-
-def test_a_drafter_that_was_never_scored_stays_unknown_until_it_proposes() -> None:
-    (first,) = route(row([-1.0, NAN]))
-    assert first.weights.tolist() == [1, 1]  # unknown counts as the worst known one, here the only one
-    assert np.isnan(first.scores[1])
-    (second,) = route(row([-1.0, NAN], first.scores.tolist(), [[0], [0]], None, [0]))
-    assert not np.isnan(second.scores).any()
-    (scored,) = route(row([-1.0, -3.0], first.scores.tolist()))
-    assert scored.scores[1] == pytest.approx(0.5 * np.exp(-2))
-
-
-def test_probabilities_that_are_not_numbers_count_as_no_confidence() -> None:
-    (got,) = route(row([-1.0, -1.0], [0.5, 0.5], [[0], [0]], [[NAN], [0.5]], [0]))
-    assert got.scores[0] == pytest.approx(0.45)
-    assert got.weights[1] == 1
-
-
-def test_the_best_drafter_stays_choosable_however_bad_it_was() -> None:
-    (got,) = route(row([-1.0], [1e-30], [[3] * 8], None, [0] * 8))
-    assert got.weights.tolist() == [1]
-
-
-def test_rows_do_not_influence_each_other() -> None:
-    rows = [row([-1.0, -1.1], [0.4, 0.5], [[0, 1], [0, 0]], None, [0, 0]), row([-3.0, -2.0]), row([-1.0, NAN], allowed=[False, True])]
-    together = route(*rows)
-    for got, alone in zip(together, (route(one)[0] for one in rows), strict=True):
-        np.testing.assert_array_equal(got.scores, alone.scores)
-        np.testing.assert_array_equal(got.weights, alone.weights)
-
-
-def test_nothing_to_route() -> None:
-    assert route() == []
-
-
-@pytest.mark.parametrize("bad", [{"max_drafters": 0}, {"margin": 0.0}, {"decay": 1.5}, {"prior": -1.0}, {"sharpness": -0.1}])
-def test_bad_options_are_refused(bad: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="max_drafters"):
-        route(**bad)
+def contract_row(allowed: list[bool]) -> RouteRow:
+    proposals = np.array([[0], [-1], [2]], np.int32)
+    return RouteRow(
+        request_uid=1,
+        prompt_logprob=floats(-1.0, -2.0, NAN),
+        state=new_route_state(3),
+        proposals=proposals,
+        proposal_probs=np.full(proposals.shape, 0.5, np.float32),
+        target_tokens=np.array([0], np.int32),
+        allowed=np.array(allowed),
+        num_rounds=1,
+        accepted_len=1.0,
+        drafted_len=1.0,
+    )
 
 
 @pytest.mark.parametrize("policy", sorted(ROUTERS))
 def test_every_policy_keeps_the_contract(tmp_path: Path, policy: str) -> None:
     np.save(tmp_path / TOKEN_EMBEDDINGS_FILE, EMBEDDINGS.astype(np.float16))
     router = load_router(tmp_path, policy)
-    pinned = row([-1.0, -2.0, NAN], proposals=[[0], [-1], [2]], target=[0], allowed=[False, True, True])
-    gone = row([-1.0, -2.0, -3.0], allowed=[False] * 3)
-    first, second = asyncio.run(router.route([pinned, gone]))
+    first, second = asyncio.run(router.route([contract_row([False, True, True]), contract_row([False] * 3)]))
     assert first.weights[0] == 0
     assert first.weights.max() == 1
     assert second.weights.tolist() == [0, 0, 0]
-    assert first.weights.dtype == first.scores.dtype == np.float32
+    for result in (first, second):
+        assert result.weights.dtype == result.scores.dtype == result.state.dtype == np.float32
+        assert result.state.shape == (3, NUM_STATE)
+        assert ((result.scores > 0) & (result.scores < 1)).all()
+        assert isinstance(result.is_exploring, bool)
+    assert asyncio.run(router.route([])) == []
 
 
 def test_load_router_says_what_is_wrong(tmp_path: Path) -> None:

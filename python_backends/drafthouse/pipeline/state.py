@@ -10,6 +10,7 @@ from drafthouse.core.errors import DrafthouseError
 from drafthouse.core.tree import DraftTree
 from drafthouse.pipeline.contract import FinishReason, GenerationRequest, PerfMetrics, ResponseSink
 from drafthouse.pipeline.detokenize import Detokenizer
+from drafthouse.routing.contract import new_route_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,9 @@ class RequestState:
 
     prompt_logprob: NDArray[np.float64] = field(init=False)  # [D], sum in nats; draft (intake)
     num_scored: NDArray[np.int64] = field(init=False)  # [D]; draft (intake)
-    scores: NDArray[np.float32] = field(init=False)  # [D], the router's state, NaN before its first answer; route
+    route_state: NDArray[np.float32] = field(init=False)  # [D, S], the router's own, carried from call to call; route
+    scores: NDArray[np.float32] = field(init=False)  # [D], how good each drafter is, in (0, 1); NaN before the router's first answer; route
+    is_exploring: bool = False  # the router tries drafters out; route
     weights: NDArray[np.float32] | None = None  # [D]; route; None = not routed yet
     draft: Draft | None = None  # draft; consumed by verify
     feedback: list[Feedback] = field(default_factory=list)  # verify appends a round; consumed by route
@@ -79,6 +82,7 @@ class RequestState:
         self.drafter_cached_len = np.zeros(num_drafters, np.int32)
         self.prompt_logprob = np.zeros(num_drafters, np.float64)
         self.num_scored = np.zeros(num_drafters, np.int64)
+        self.route_state = new_route_state(num_drafters)
         self.scores = np.full(num_drafters, np.nan, np.float32)
 
     @property

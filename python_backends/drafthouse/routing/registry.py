@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drafthouse.routing.contract import Router
-from drafthouse.routing.prompt_likelihood import PromptLikelihoodOptions, PromptLikelihoodRouter
+from drafthouse.routing.cosine import CosineOptions, CosineRouter
 
 TOKEN_EMBEDDINGS_FILE = "token_embeddings.npy"  # [vocab, dim <= 64] float, exported by `drafthouse build`
-DEFAULT_POLICY = "prompt_likelihood"
+DEFAULT_POLICY = "cosine"
 
 RouterFactory = Callable[[NDArray[np.float32], Mapping[str, Any]], Router]
 
 ROUTERS: Mapping[str, RouterFactory] = MappingProxyType(
     {
-        DEFAULT_POLICY: lambda embeddings, options: PromptLikelihoodRouter(embeddings, PromptLikelihoodOptions(**options)),
+        DEFAULT_POLICY: lambda embeddings, options: CosineRouter(embeddings, CosineOptions(**options)),
     }
 )
 

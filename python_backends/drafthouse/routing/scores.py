@@ -1,37 +1,46 @@
 """The router's arithmetic as pure functions, vectorised over requests. R = requests, D = drafters, K = trunk length."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
 Mask = NDArray[np.bool_]
+TINY = np.float32(1e-12)
+
+
+class Signals(NamedTuple):
+    """CoSine's two signals, of the same shape: [R, D] as estimates, [R, D, K] as evidence."""
+
+    confidence: F32  # the drafter's own probability
+    agreement: F32  # cosine similarity with the target's token
 
 
 def normalise_rows(embeddings: F32) -> F32:
     """Scale every row to length 1, so that a dot product is a cosine; a zero row stays zero. [vocab, dim]"""
     norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    unit: F32 = (embeddings / np.maximum(norms, np.float32(1e-12))).astype(np.float32)
+    unit: F32 = (embeddings / np.maximum(norms, TINY)).astype(np.float32)
     return unit
 
 
-def first_scores(prompt_logprob: F32, prior: float, sharpness: float) -> F32:
-    """What a drafter's likelihood of the prompt says about its worth, on the scale of verified scores.
+def relative_likelihood(prompt_logprob: F32, sharpness: float, most_behind: float) -> F32:
+    """How well each drafter predicted the prompt, on a scale on which the best one has 1: [R, D].
 
-    The best drafter of a request starts at ``prior``; each nat per token behind it divides by exp(sharpness). A drafter
-    whose likelihood is NaN (not scored) counts like the worst scored one: what is unknown displaces nothing known. When
-    none is scored all start at ``prior``.
+    Each nat per token behind divides by exp(sharpness), for at most ``most_behind`` nats. A drafter whose likelihood is NaN (not
+    scored) counts like the worst scored one: what is unknown displaces nothing known. When none is scored all have 1.
 
     Args:
         prompt_logprob: mean nats per prompt token, NaN where not scored, [R, D].
     """
-    scored = ~np.isnan(prompt_logprob)
-    best = np.max(np.where(scored, prompt_logprob, -np.inf), axis=1, keepdims=True)
-    worst = np.min(np.where(scored, prompt_logprob, np.inf), axis=1, keepdims=True)
-    known = np.isfinite(best) & np.isfinite(worst)
-    behind = np.where(known, np.where(scored, prompt_logprob, worst) - np.where(known, best, 0), 0)
-    start: F32 = (prior * np.exp(sharpness * behind)).astype(np.float32)
-    return start
+    scored = np.isfinite(prompt_logprob)
+    best = np.max(prompt_logprob, axis=1, keepdims=True, where=scored, initial=-np.inf)
+    worst = np.min(prompt_logprob, axis=1, keepdims=True, where=scored, initial=np.inf)
+    worst_behind = np.subtract(worst, best, out=np.zeros_like(best), where=np.isfinite(best))
+    behind = np.subtract(prompt_logprob, best, out=np.broadcast_to(worst_behind, scored.shape).copy(), where=scored)
+    relative: F32 = np.exp(np.float32(sharpness) * np.maximum(behind, np.float32(-most_behind)))
+    return relative
 
 
 def agreement(unit_embeddings: F32, proposals: I32, target_tokens: I32) -> F32:
@@ -42,44 +51,59 @@ def agreement(unit_embeddings: F32, proposals: I32, target_tokens: I32) -> F32:
         proposals: [R, D, K]; target_tokens: [R, K]. Ids outside the table agree only with themselves.
     """
     target = np.broadcast_to(target_tokens[:, None, :], proposals.shape)
-    vocab_size = len(unit_embeddings)
-    inside = (proposals >= 0) & (proposals < vocab_size) & (target >= 0) & (target < vocab_size)
-    mine, wanted = (unit_embeddings[np.where(inside, tokens, 0)] for tokens in (proposals, target))
-    cosine = np.where(inside, np.einsum("rdke,rdke->rdk", mine, wanted), 0)
-    near: F32 = np.where(proposals == target, 1, np.maximum(cosine, 0)).astype(np.float32)
+    near: F32 = (proposals == target).astype(np.float32)
+    num_tokens = len(unit_embeddings)
+    # Only where they differ: most proposals are right, and reading embeddings is what takes time.
+    differs = (near == 0) & (proposals >= 0) & (proposals < num_tokens) & (target >= 0) & (target < num_tokens)
+    mine, wanted = unit_embeddings[proposals[differs]], unit_embeddings[target[differs]]
+    near[differs] = np.maximum(np.einsum("ne,ne->n", mine, wanted), 0)
     return near
 
 
-def harmonic(a: F32, b: F32) -> F32:
-    """Harmonic mean, 0 where both are 0: high only when both are."""
-    mean: F32 = (2 * a * b / np.maximum(a + b, np.float32(1e-12))).astype(np.float32)
+def harmonic(signals: Signals) -> F32:
+    """Harmonic mean of the two signals, 0 where both are 0: high only when both are."""
+    a, b = signals
+    mean: F32 = 2 * a * b / np.maximum(a + b, TINY)
     return mean
 
 
-def decayed(scores: F32, evidence: F32, counted: Mask, decay: float) -> F32:
-    """Exponential moving average over verified positions in order: score ← decay · score + (1 - decay) · evidence.
+def beside_peers(evidence: F32, expected: F32, counted: Mask, share: float) -> F32:
+    """Take out of the evidence what all who proposed at a position share: some text is hard for everyone.
+
+    A drafter that was asked only where the text was hard would otherwise look worse than one that was asked where it was easy.
 
     Args:
-        scores: [R, D]; evidence: [R, D, K]; counted: [R, D, K], positions that say something about that drafter.
+        evidence: [R, D, K]; expected: what the drafters were known for, [R, D]; counted: [R, D, K].
+        share: how much of the common deviation from what was expected is taken out, 0 to 1.
     """
-    num_later = np.cumsum(counted[..., ::-1], axis=2)[..., ::-1] - counted
-    gained = np.where(counted, (1 - decay) * decay**num_later * evidence, 0).sum(axis=2)
-    updated: F32 = (scores * decay ** counted.sum(axis=2) + gained).astype(np.float32)
+    num_peers = counted.sum(axis=1, keepdims=True)
+    surprise = np.where(counted, evidence - expected[..., None], 0).sum(axis=1, keepdims=True) / np.maximum(num_peers, 1)
+    adjusted: F32 = evidence - np.where(num_peers > 1, np.float32(share) * surprise, 0).astype(np.float32)
+    return adjusted
+
+
+def later_weights(reached: Mask, decay: float) -> F32:
+    """Weight of each verified position when all of them have been seen: decay^(number of later ones), [R, K] -> [R, K]."""
+    num_later = np.cumsum(reached[:, ::-1], axis=1)[:, ::-1] - reached
+    weights: F32 = np.float32(decay) ** num_later.astype(np.float32)
+    return weights
+
+
+def running_mean(mean: F32, evidence: F32, weights: F32, held: F32, total: F32) -> F32:
+    """Weighted mean of what was known and what is new.
+
+    Args:
+        mean: so far, [R, D], worth ``held`` positions, [R, D].
+        evidence: [R, D, K] with ``weights`` [R, D, K], 0 = does not count.
+        total: ``held`` and all weights together, [R, D].
+    """
+    updated: F32 = (mean * held + np.einsum("rdk,rdk->rd", evidence, weights)) / np.maximum(total, TINY)
     return updated
 
 
-def choose(scores: F32, allowed: Mask, max_drafters: int, margin: float) -> F32:
-    """Routing weights: the best allowed drafter gets 1, others their score relative to it, if close enough to count.
-
-    A further drafter takes part only when its score is at least ``margin`` times the best one; ties go to the lower index.
-
-    Args:
-        scores: > 0, [R, D]; allowed: [R, D]. A request without an allowed drafter gets zeros only.
-    """
-    open_scores = np.where(allowed, scores, 0)
-    best = np.maximum(open_scores.max(axis=1, keepdims=True), np.float32(1e-12))
-    order = np.argsort(-open_scores, axis=1, kind="stable")
-    rank = np.argsort(order, axis=1, kind="stable")
-    relative = open_scores / best
-    weights: F32 = np.where((rank < max_drafters) & (relative >= margin) & allowed, relative, 0).astype(np.float32)
-    return weights
+def best_first(values: F32) -> NDArray[np.intp]:
+    """Rank of each drafter, 0 = highest; ties go to the lower index: [R, D] -> [R, D]."""
+    order = np.argsort(-values, axis=1, kind="stable")
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.arange(values.shape[1])[None, :], axis=1)
+    return rank

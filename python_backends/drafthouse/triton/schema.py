@@ -8,6 +8,8 @@ models (engines, fusion, router) speak in messages: one tensor each way, which c
 from dataclasses import dataclass
 from enum import IntEnum
 
+from drafthouse.routing.contract import NUM_STATE
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -116,6 +118,31 @@ class PlanOption(IntEnum):
     MAX_NODES = 3
 
 
+class RouteRowColumn(IntEnum):
+    """Columns of the router's `row_features` FP32 [B, 4]."""
+
+    NUM_ROUNDS = 0
+    ACCEPTED_LEN = 1
+    DRAFTED_LEN = 2
+    MAX_DRAFTERS = 3
+
+
+class DrafterColumn(IntEnum):
+    """Columns of the router's `drafter_features` FP32 [B, D, 2 + S]; the routing state fills the rest."""
+
+    PROMPT_LOGPROB = 0
+    ALLOWED = 1  # 1 or 0
+    STATE = 2
+
+
+class RouteColumn(IntEnum):
+    """Columns of the router's `routes` FP32 [B, D, 2 + S]; the new routing state fills the rest."""
+
+    WEIGHT = 0
+    SCORE = 1
+    STATE = 2
+
+
 ENGINE = MessageSchema(
     call=(
         LEASE_SECRET,
@@ -172,13 +199,16 @@ ROUTER = MessageSchema(
     call=(
         LEASE_SECRET,
         TensorSpec("request_uids", "UINT64", (-1,)),
-        # [B, D, 3]: mean prompt log-probability, routing score, allowed (1 or 0)
-        TensorSpec("drafter_features", "FP32", (-1, -1, 3)),
+        TensorSpec("row_features", "FP32", (-1, 4)),
+        TensorSpec("drafter_features", "FP32", (-1, -1, 2 + NUM_STATE)),  # [B, D, (mean prompt log-probability, allowed, state)]
         TensorSpec("proposals", "INT32", (-1, -1, -1)),  # [B, D, K], -1 = none
         TensorSpec("proposal_probs", "FP32", (-1, -1, -1)),
         TensorSpec("target_tokens", "INT32", (-1, -1)),  # [B, K], -1 = not reached
     ),
-    answer=(TensorSpec("routes", "FP32", (-1, -1, 2)),),  # [B, D, (score, weight)]
+    answer=(
+        TensorSpec("routes", "FP32", (-1, -1, 2 + NUM_STATE)),  # [B, D, (weight, score, state)]
+        TensorSpec("exploring", "INT32", (-1,)),  # [B], 1 or 0
+    ),
 )
 
 
