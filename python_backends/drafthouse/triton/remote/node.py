@@ -24,6 +24,7 @@ from drafthouse.triton.remote.endpoints import Address
 from drafthouse.triton.remote.settings import TlsFiles
 from drafthouse.triton.schema import ENGINE, LEASE_SECRET, MESSAGE
 
+NOT_ASKED = "not asked yet"
 _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", triton.MAX_GRPC_MESSAGE_SIZE),
     ("grpc.max_receive_message_length", triton.MAX_GRPC_MESSAGE_SIZE),
@@ -66,7 +67,7 @@ class RemoteNode:
         self.is_listed = True  # the configuration, or the DNS, still names it
         self.slots_free = 0
         self.slots_total = 0
-        self.trouble = "not asked yet"  # why it is left out
+        self.trouble = NOT_ASKED  # why it is left out
         self._contact = contact
         self._calls, self._answers = Envelope(ENGINE.call), Envelope(ENGINE.answer)
         self._client: triton.InferenceServerClient | None = None
@@ -164,7 +165,7 @@ class RemoteNode:
                     raise ValueError(f"token ids outside the vocabulary of {self._contact.vocab_size}")
 
     def _leave_out(self, trouble: str) -> None:
-        if trouble != self.trouble:
+        if self.is_up or self.trouble == NOT_ASKED:  # and not at every probe after that
             logging.getLogger(__name__).warning("%s is left out: %s", self, trouble)
         self._next_probe_ns = now_ns() + int(self._pause_s * 1e9)
         self._pause_s = min(2 * self._pause_s, self._contact.probing.max_pause_s)
