@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from drafthouse.core.errors import invalid
@@ -39,6 +39,13 @@ class Parameters:
             raise invalid(name, raw, f"{low}..{high}") from None
         if not low <= value <= high:
             raise invalid(name, raw, f"{low}..{high}")
+        return value
+
+    def choice(self, name: str, default: str, allowed: Sequence[str]) -> str:
+        """One of a few words."""
+        value = self.text(name, default)
+        if value not in allowed:
+            raise invalid(name, value, ", ".join(allowed))
         return value
 
     def rest(self) -> dict[str, str]:

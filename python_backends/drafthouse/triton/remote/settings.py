@@ -75,9 +75,7 @@ def remote_parameters(config_file: Path, drafters: Sequence[str]) -> Parameters:
 
 
 def _read_tls(parameters: Parameters) -> TlsFiles | None:
-    switch = parameters.text("remote_tls", "off")
-    if switch not in ("off", "on"):
-        raise invalid("remote_tls", switch, "off, on")
+    switch = parameters.choice("remote_tls", "off", ("off", "on"))
     files: dict[str, Path | None] = {}
     for name in _TLS_FILES:
         text = parameters.text(name, "")
