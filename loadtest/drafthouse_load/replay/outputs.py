@@ -17,6 +17,7 @@ from drafthouse.engine.engine import ModelEngine
 
 Context = tuple[int, tuple[int, ...]]
 RECORDED_CANDIDATES = 8  # per context: the most a caller may ask for in a replay
+_AHEAD = 4  # answers recorded at a time: what follows a drafter's own choice is usually asked next
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +102,8 @@ class DrafterOutputs:
         if found is None:
             known, rest = context
             draft = np.array(rest, np.int32)
-            self._ask(text, known, draft, min(num_steps + 1, self._limits.max_step_tokens - len(draft)), answers)
+            num_steps = max(num_steps + 1, _AHEAD)
+            self._ask(text, known, draft, min(num_steps, self._limits.max_step_tokens - len(draft)), answers)
             found = answers[context]
         return found
 

@@ -28,12 +28,12 @@ class _JumpingSelector(selectors.DefaultSelector):
         self._clock = clock
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """What is ready at this moment; the loop's own wake-up pipe is all there ever is."""
-        ready: list[tuple[selectors.SelectorKey, int]] = super().select(0)
-        if ready or timeout == 0:
-            return ready
+        """Nothing, at once; the loop's own wake-up pipe is all that could ever be ready, and it is asked only where no timer is left."""
         if timeout is None:
-            raise DeadlockError("every task waits and no timer is set")
+            ready: list[tuple[selectors.SelectorKey, int]] = super().select(0)
+            if not ready:
+                raise DeadlockError("every task waits and no timer is set")
+            return ready
         self._clock.now_s += timeout
         return []
 
