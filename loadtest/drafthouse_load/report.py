@@ -56,7 +56,7 @@ def _cells(name: str, own: Mapping[str, Any], baseline: Mapping[str, Any] | None
 def require_plotting(file: Path) -> None:
     """Refuse a chart before anything is measured. Raises ClientError (UNSUPPORTED) without matplotlib."""
     if find_spec("matplotlib") is None:
-        raise unsupported("--plot", str(file), "with matplotlib installed: pip install matplotlib")
+        raise unsupported("--plot", str(file), "with matplotlib installed: pip install 'drafthouse[plot]'")
 
 
 def write_plot(report: Mapping[str, Any], file: Path) -> None:

@@ -9,7 +9,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from fakes.triton_grpc import final, response
 
-TOKENS_PER_ROUND = {"target_only": 1, "single_drafter": 2, "collaborative": 4}
+TOKENS_PER_ROUND = {"target_only": 1, "vanilla": 2, "specinfer": 3, "pipeline_only": 2, "cosine": 4}
 VERIFY_NS, DRAFT_NS, CALL_NS, WALL_NS = 10_000_000, 2_000_000, 500_000, 14_000_000
 
 

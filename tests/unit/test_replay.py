@@ -191,9 +191,11 @@ def test_warming_up_is_not_counted(models: ReplayModels, texts: list[ReferenceTe
     assert warm.sums.num_verified_rows == cold.sums.num_verified_rows
 
 
-def test_a_text_that_the_target_would_not_write_is_noticed(models: ReplayModels, texts: list[ReferenceText]) -> None:
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ReplayError, match="prompt 0: the text differs"):
-        patch.setattr("drafthouse_load.replay.run.TargetOutputs", _Astray)
+def test_a_text_that_the_target_would_not_write_is_noticed(
+    models: ReplayModels, texts: list[ReferenceText], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drafthouse_load.replay.run.TargetOutputs", _Astray)
+    with pytest.raises(ReplayError, match="prompt 0: the text differs"):
         play(models, texts[:1], "target_only")
 
 

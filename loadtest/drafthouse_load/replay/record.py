@@ -38,7 +38,7 @@ def prefill_shapes(slots: int, max_step_tokens: int) -> list[Lengths]:
     return [(length,) * rows for rows in _PREFILL_ROWS if rows <= slots for length in _PREFILL_LENGTHS if length <= max_step_tokens]
 
 
-def record_engine(model: ReplayModel, is_drafter: bool, progress: Callable[[], None], rounds: int = ROUNDS) -> EngineCosts:
+def record_engine(model: ReplayModel, is_drafter: bool, progress: Callable[[], None], rounds: int) -> EngineCosts:
     """One engine alone, as it is configured to be served (threads, slots): medians of session times, a fit of the time around them.
 
     ``progress`` is called after each of the rounds.
@@ -66,21 +66,21 @@ def record_engine(model: ReplayModel, is_drafter: bool, progress: Callable[[], N
     return replace(full, place_ms=fit_place(full, unequal))
 
 
-def record_engines(models: ReplayModels, progress: Callable[[], None]) -> dict[str, EngineCosts]:
+def record_engines(models: ReplayModels, progress: Callable[[], None], rounds: int = ROUNDS) -> dict[str, EngineCosts]:
     """Target and drafters. Drafters of one shape and configuration share a recording: the weights do not change the time.
 
     ``progress`` is called `num_recordings` times.
     """
-    costs = {TARGET: record_engine(models.target, False, progress)}
+    costs = {TARGET: record_engine(models.target, False, progress, rounds)}
     for group in _like_shaped(models.drafters):
-        recorded = record_engine(models.drafters[group[0]], True, progress)
+        recorded = record_engine(models.drafters[group[0]], True, progress, rounds)
         costs |= dict.fromkeys(group, recorded)
     return costs
 
 
-def num_recordings(models: ReplayModels) -> int:
+def num_recordings(models: ReplayModels, rounds: int = ROUNDS) -> int:
     """How often `record_engines` reports progress."""
-    return ROUNDS * (1 + len(_like_shaped(models.drafters)))
+    return rounds * (1 + len(_like_shaped(models.drafters)))
 
 
 def _like_shaped(drafters: Mapping[str, ReplayModel]) -> list[list[str]]:
