@@ -41,12 +41,13 @@ class FakeStep:
 class FakeSession:
     """The cache row of a token holds the token itself; the next token is (sum of seen tokens + position) mod V.
 
-    `fail_at` and `nan_at` are slots whose next call fails, or answers NaN.
+    `fail_at` and `nan_at` are slots whose next call fails, or answers NaN; `fail_after` calls of a slot go well before that.
     """
 
     manifest: EngineManifest
     slots: int
     fail_at: set[int] = field(default_factory=set)
+    fail_after: int = 0
     nan_at: set[int] = field(default_factory=set)
     calls: list[tuple[int, int, int, int]] = field(default_factory=list)  # first slot, rows, places, packed tokens
     copies: list[tuple[int, list[int], list[int]]] = field(default_factory=list)
@@ -87,8 +88,10 @@ class FakeSession:
         for row in range(num_rows):
             slot, start = step.first_slot + row, int(step.write_indices[row])
             if slot in self.fail_at:
-                self.fail_at.remove(slot)
-                raise EngineError("out of memory")
+                self.fail_after -= 1
+                if self.fail_after < 0:
+                    self.fail_at.remove(slot)
+                    raise EngineError("out of memory")
             self.cache[slot, start : start + num_tokens] = step.input_ids[step.unpack_indices[row]]
             seen[row] = step.attn_mask[row, 0] @ self.cache[slot]
         answers = (seen + step.position_ids).reshape(-1)[step.pack_indices] % self.manifest.vocab_size

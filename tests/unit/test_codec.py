@@ -9,7 +9,7 @@ import pytest
 from drafthouse.core.errors import ClientError
 from drafthouse.core.sampling_params import SamplingParams
 from drafthouse.core.tree import DraftTree
-from drafthouse.engine.contract import RowResult, RowStatus, StepCall, StepResult, StepRow
+from drafthouse.engine.contract import GrowthStop, RowResult, RowStatus, StepCall, StepResult, StepRow
 from drafthouse.fusion.contract import DraftCall, DraftPlan, DraftResult, DraftRow, DraftRowResult
 from drafthouse.routing.contract import NUM_STATE, RouteResult, RouteRow
 from drafthouse.triton.codec.engine import pack_step, pack_step_result, unpack_step, unpack_step_result
@@ -63,13 +63,15 @@ def floats(*values: float) -> np.ndarray:
 def test_step_call_survives() -> None:
     call = StepCall(
         rows=[
-            StepRow(2**64 - 1, 3, ids(5, 6, 7, 8), 2, ids(-1, 0, 1, 1), PICKY),
-            StepRow(1, 0, ids(9), 1, ids(-1)),
+            StepRow(2**64 - 1, 3, ids(5, 6, 7, 8), 2, ids(-1, 0, 1, 1), PICKY, ids(3, 2), floats(0.5, 0.25)),
+            StepRow(1, 0, ids(9), 1, ids(-1), leaf_chances=floats(0.75)),
+            StepRow(2, 0, ids(9), 1, ids(-1), leaves=ids(), leaf_chances=floats()),
         ],
         num_steps=4,
         num_candidates=2,
         return_logprobs=False,
         return_prompt_logprob=True,
+        stop=GrowthStop(0.5, -1.25, 0.125),
     )
     tensors = pack_step(call, [7, 2**64 - 1])
     assert set(tensors) | {LEASE_SECRET.name} == {spec.name for spec in ENGINE.call}
@@ -87,6 +89,13 @@ def test_end_tokens_survive_and_a_second_one_costs_a_section_only_where_there_is
     tensors = pack_step(StepCall(rows[:2]))
     assert "more_end_ids" not in tensors
     assert_same(unpack_step(tensors), StepCall(rows[:2]))
+
+
+def test_rows_without_chances_beside_one_that_has_them_get_ones() -> None:
+    rows = [StepRow(1, 0, ids(4, 5), 1, leaves=ids(0, 1)), StepRow(2, 0, ids(9), 1, leaf_chances=floats(0.5)), StepRow(3, 0, ids(9), 1)]
+    back = unpack_step(through_the_wire(ENGINE.call, pack_step(StepCall(rows)) | {LEASE_SECRET.name: SECRET})).rows
+    assert [None if row.leaves is None else row.leaves.tolist() for row in back] == [[0, 1], None, None]
+    assert [None if row.leaf_chances is None else row.leaf_chances.tolist() for row in back] == [[1, 1], [0.5], [1]]
 
 
 def test_a_chain_needs_no_parents() -> None:
@@ -113,6 +122,7 @@ def row_result(status: RowStatus, num_outputs: int, num_candidates: int, error: 
         prompt_logprob=-2.5,
         num_scored=4,
         error=error,
+        extended_parents=np.arange(num_outputs - 1, dtype=np.int32) if num_outputs > 1 else ids(),
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from drafthouse.core.sampling_params import SamplingParams
-from drafthouse.engine.contract import RowStatus, StepCall, StepRow
+from drafthouse.engine.contract import GrowthStop, RowStatus, StepCall, StepRow
 from fakes.engine_driver import step_row
 from fakes.engine_session import fake_engine
 
@@ -17,6 +18,12 @@ USABLE = 24  # context 32, steps of up to 8 tokens
 
 def sampling(**changes: Any) -> StepRow:  # noqa: ANN401 - fields of SamplingParams
     return step_row(1, [5], sampling=SamplingParams(**changes))
+
+
+def grows(tokens: list[int], leaves: list[int] | None, chances: list[float] | None = None, num_committed: int = 1) -> StepRow:
+    row = step_row(1, tokens, num_committed=num_committed)
+    leaf_chances = None if chances is None else np.array(chances, np.float32)
+    return replace(row, leaves=None if leaves is None else np.array(leaves, np.int32), leaf_chances=leaf_chances)
 
 
 BAD_ROWS: list[tuple[StepRow, dict[str, Any], str]] = [
@@ -36,9 +43,22 @@ BAD_ROWS: list[tuple[StepRow, dict[str, Any], str]] = [
     (step_row(1, [1, 2, 3], parents=[-1, 0, 0]), {}, "INVALID_ARG field=parents value='0 of token 2' allowed=1 to 1"),
     (step_row(1, [1, 2, 3], num_committed=2, parents=[-1, 0, 2]), {}, "INVALID_ARG field=parents value='2 of token 2' allowed=1 to 1"),
     (step_row(1, [1, 2, 3], num_committed=2, parents=[-1, 0, 0]), {}, "INVALID_ARG field=parents value='0 of token 2' allowed=1 to 1"),
-    (step_row(1, [1, 2, 3], num_committed=1, parents=[-1, 0, 0]), {"num_steps": 2}, "UNSUPPORTED field=num_steps value=2"),
     (step_row(1, [1]), {"num_steps": -1}, "INVALID_ARG field=num_steps value=-1 allowed=0 to 8"),
     (step_row(1, [1]), {"num_steps": 9}, "INVALID_ARG field=num_steps value=9"),
+    (
+        grows([0, 1, 2], [1, 2]),
+        {"num_steps": 4},
+        "INVALID_ARG field=tokens value='3 tokens' allowed=up to 2 per call (with 4 steps of 2",
+    ),
+    (grows([0, 1, 2], [0, 3]), {}, "INVALID_ARG field=leaves value=[0, 3] allowed=int32 indices from 0 to 2"),
+    (grows([0, 1, 2], [0], num_committed=2), {}, "INVALID_ARG field=leaves value=[0] allowed=int32 indices from 1 to 2"),
+    (grows([0, 1, 2], [1, 1]), {}, "INVALID_ARG field=leaves value=[1, 1] allowed=each leaf once"),
+    (grows([0, 1, 2], [1, 2], [0.5]), {}, "INVALID_ARG field=leaf_chances value=[0.5] allowed=2 numbers from 0 to 1"),
+    (grows([0, 1, 2], [1], [1.5]), {}, "INVALID_ARG field=leaf_chances value=[1.5]"),
+    (grows([0, 1, 2], [1], [float("nan")]), {}, "INVALID_ARG field=leaf_chances value=[nan]"),
+    (grows([0, 1, 2], None, [0.5, 0.5]), {}, "INVALID_ARG field=leaf_chances value=[0.5, 0.5] allowed=1 numbers"),
+    (step_row(1, [1]), {"stop": GrowthStop(float("nan"), 0, 0)}, "INVALID_ARG field=stop value=(nan, 0, 0)"),
+    (step_row(1, [1]), {"stop": GrowthStop(1, 0, 1.1)}, "INVALID_ARG field=stop value=(1, 0, 1.1)"),
     (step_row(1, [1]), {"num_candidates": 51}, "INVALID_ARG field=num_candidates value=51 allowed=0 to 50"),
     (sampling(temperature=float("nan")), {}, "INVALID_ARG field=temperature value=nan"),
     (sampling(temperature=-0.1), {}, "INVALID_ARG field=temperature value=-0.1"),

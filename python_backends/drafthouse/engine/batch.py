@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,54 @@ class DraftShape:
         return DraftShape(sees, sees.sum(axis=1))
 
 
+@dataclass(frozen=True, slots=True)
+class TreeView:
+    """What the tokens of a row see when they are not a chain: the committed tokens, and these of the ``m`` nodes behind them."""
+
+    first: int  # of the row's tokens; those before it are a chain
+    positions: IntArray  # [n]
+    base: int  # cache row of the first node
+    sees: NDArray[np.bool_]  # [n, m]
+
+
+class Part(Protocol):
+    """What one row brings into a network call."""
+
+    @property
+    def slot(self) -> int: ...
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """``[num_new]``, at least one"""
+        ...
+
+    @property
+    def num_new(self) -> int: ...
+
+    @property
+    def start(self) -> int:
+        """Cache row, and position, of the first of them."""
+        ...
+
+    @property
+    def last_start(self) -> int:
+        """The highest ``start`` that this plan is kept for."""
+        ...
+
+    @property
+    def end(self) -> int:
+        """The first cache row behind everything that this step call writes for the row."""
+        ...
+
+    @property
+    def view(self) -> TreeView | None:
+        """None where every token sees all before it."""
+        ...
+
+
+PartT = TypeVar("PartT", bound=Part)
+
+
 @dataclass(slots=True)
 class Task:
     """One row of the call that is going to be run."""
@@ -51,14 +100,33 @@ class Task:
     num_extensions: int = 0  # cache rows for what the engine adds by itself
 
     @property
+    def slot(self) -> int:
+        return self.entry.slot
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """Those that are computed."""
+        return self.row.tokens[self.reused :]
+
+    @property
     def start(self) -> int:
         """Cache row, and position, of the first token that is computed."""
         return self.row.prefix_len + self.reused
 
     @property
+    def last_start(self) -> int:
+        return self.start
+
+    @property
     def end(self) -> int:
         """The first cache row behind those that the task fills."""
         return self.row.prefix_len + len(self.row.tokens) + self.num_extensions
+
+    @property
+    def view(self) -> TreeView | None:
+        if self.shape is None:
+            return None
+        return TreeView(self.row.num_committed - self.reused, self.base - 1 + self.shape.depth, self.base, self.shape.sees)
 
     @property
     def num_new(self) -> int:
@@ -75,17 +143,17 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One network call: tasks on neighbouring slots, in their order; idle slots between them run along without tokens."""
+class NetworkCall(Generic[PartT]):
+    """Tasks on neighbouring slots, in their order; idle slots between them run along without tokens."""
 
-    tasks: Sequence[Task]
+    tasks: Sequence[PartT]
     num_tokens: int  # places per row
     num_packed: int  # tokens in all, those that only pad among them
     idle: Mapping[int, int] = field(default_factory=dict)  # slot → cache row from which it may be overwritten
 
     @property
     def first_slot(self) -> int:
-        return self.tasks[0].entry.slot
+        return self.tasks[0].slot
 
     @property
     def num_rows(self) -> int:
@@ -94,20 +162,24 @@ class Run:
     @property
     def rows(self) -> list[int]:
         """The tasks' rows in the network call."""
-        return [task.entry.slot - self.first_slot for task in self.tasks]
+        first = self.first_slot
+        return [task.slot - first for task in self.tasks]
 
 
-def plan_runs(tasks: Sequence[Task], costs: CallCosts, slots: SlotTable) -> list[Run]:
+Run = NetworkCall[Task]
+
+
+def plan_runs(tasks: Sequence[PartT], costs: CallCosts, slots: SlotTable) -> list[NetworkCall[PartT]]:
     """Splits off long tasks (prefill) where that is estimated to pay, then cuts into runs of neighbouring slots."""
     if len(tasks) == 1:
         return [_run(tasks, {}, costs)]
-    spare = {task.entry.slot: task.end for task in tasks}
     by_length = sorted(tasks, key=lambda task: task.num_new)
     split = _cheapest_split([task.num_new for task in by_length], costs)
-    runs: list[Run] = []
+    spare = {task.slot: task.end for task in tasks}
+    runs: list[NetworkCall[PartT]] = []
     for members in (by_length[:split], by_length[split:]):
         if members:
-            runs += _neighbours(sorted(members, key=lambda task: task.entry.slot), costs, slots, spare)
+            runs += _neighbours(sorted(members, key=lambda task: task.slot), costs, slots, spare)
     return runs
 
 
@@ -115,6 +187,8 @@ def _cheapest_split(lengths: Sequence[int], costs: CallCosts) -> int:
     """How many of the shortest rows (``lengths`` ascending) make a call of their own, the others a second one; all for a single call."""
     count, total = len(lengths), sum(lengths)
     best = count
+    if lengths[0] == lengths[-1]:
+        return best
     best_ms = _CLEARLY * costs.call_ms(count, lengths[-1], total)
     shorter = 0
     for place in range(1, count):
@@ -127,18 +201,19 @@ def _cheapest_split(lengths: Sequence[int], costs: CallCosts) -> int:
     return best
 
 
-def _neighbours(tasks: Sequence[Task], costs: CallCosts, slots: SlotTable, spare: Mapping[int, int]) -> list[Run]:
+def _neighbours(tasks: Sequence[PartT], costs: CallCosts, slots: SlotTable, spare: Mapping[int, int]) -> list[NetworkCall[PartT]]:
     """Runs of tasks (sorted by slot), with gaps bridged where that costs less than another network call.
 
-    ``spare``: for slots with a task in this step call, the first cache row that stays unused.
+    ``spare``: for slots with a task in this network call or another one, the first cache row that stays unused.
     """
-    longest = max(task.num_new for task in tasks)
-    runs: list[Run] = []
+    longest = max(costs.min_tokens, *(task.num_new for task in tasks))
+    last_row = slots.context_len - longest
+    runs: list[NetworkCall[PartT]] = []
     part, idle = [tasks[0]], dict[int, int]()
     for task in tasks[1:]:
-        gap = {slot: spare.get(slot, slots.spare_row(slot)) for slot in range(part[-1].entry.slot + 1, task.entry.slot)}
-        has_room = all(row + max(longest, costs.min_tokens) <= slots.context_len for row in gap.values())
-        if not gap or (has_room and _pays(part, len(idle) + len(gap), task, longest, costs)):
+        gap = {slot: spare.get(slot, slots.spare_row(slot)) for slot in range(part[-1].slot + 1, task.slot)}
+        has_room = max(part[-1].last_start, task.last_start, *gap.values()) <= last_row
+        if has_room and (not gap or _pays(part, len(idle) + len(gap), task, longest, costs)):
             part.append(task)
             idle |= gap
         else:
@@ -147,7 +222,7 @@ def _neighbours(tasks: Sequence[Task], costs: CallCosts, slots: SlotTable, spare
     return [*runs, _run(part, idle, costs)]
 
 
-def _pays(part: Sequence[Task], num_idle: int, task: Task, longest: int, costs: CallCosts) -> bool:
+def _pays(part: Sequence[Part], num_idle: int, task: Part, longest: int, costs: CallCosts) -> bool:
     """Whether one call with ``num_idle`` idle rows is estimated to cost clearly less than one for ``part`` and one for ``task``."""
     packed = sum(member.num_new for member in part)
     one = costs.call_ms(len(part) + 1 + num_idle, longest, packed + task.num_new)
@@ -155,9 +230,9 @@ def _pays(part: Sequence[Task], num_idle: int, task: Task, longest: int, costs: 
     return one < _CLEARLY * two
 
 
-def _run(tasks: Sequence[Task], idle: Mapping[int, int], costs: CallCosts) -> Run:
+def _run(tasks: Sequence[PartT], idle: Mapping[int, int], costs: CallCosts) -> NetworkCall[PartT]:
     lengths = [task.num_new for task in tasks]
-    return Run(tasks, max(*lengths, costs.min_tokens), costs.padded(sum(lengths)), idle)
+    return NetworkCall(tasks, max(*lengths, costs.min_tokens), costs.padded(sum(lengths)), idle)
 
 
 class InputWriter:
@@ -166,47 +241,35 @@ class InputWriter:
     def __init__(self, context_len: int) -> None:
         self._columns = np.arange(context_len)
 
-    def write(self, step: BoundStep, run: Run) -> None:
+    def write(self, step: BoundStep, run: NetworkCall[PartT]) -> None:
         """Inputs of a run."""
         rows = run.rows
-        self._write_tokens(step, rows, [task.row.tokens[task.reused :] for task in run.tasks])
+        self._write_tokens(step, rows, [task.tokens for task in run.tasks])
         step.write_indices[rows] = [task.start for task in run.tasks]
-        self._write_idle(step, run)
+        for slot, cache_row in run.idle.items():
+            step.write_indices[slot - run.first_slot] = cache_row
         self.write_chains(step)
         for row, task in zip(rows, run.tasks, strict=True):
-            if task.shape is not None:
-                first = task.row.num_committed - task.reused
-                step.position_ids[row, first : task.num_new] = task.base - 1 + task.shape.depth
-                step.attn_mask[row, 0, first : task.num_new, task.base : task.base + task.num_draft] = task.shape.sees
-
-    def write_next(self, step: BoundStep, run: Run, token_ids: NDArray[np.int32], positions: IntArray) -> None:
-        """Inputs that feed one token per task back, at ``positions``."""
-        rows = run.rows
-        self._write_tokens(step, rows, np.split(token_ids, len(token_ids)))
-        step.write_indices[rows] = positions
-        self._write_idle(step, run)
-        self.write_chains(step)
+            view = task.view
+            if view is not None:
+                step.position_ids[row, view.first : task.num_new] = view.positions
+                step.attn_mask[row, 0, view.first : task.num_new, view.base : view.base + view.sees.shape[1]] = view.sees
 
     def _write_tokens(self, step: BoundStep, rows: Sequence[int], tokens: Sequence[NDArray[np.int32]]) -> None:
         """Packs the rows' tokens. An empty place of a row repeats the row's own first token: what is wrong with one row stays in it."""
         lengths = np.array([len(part) for part in tokens])
         ends = np.cumsum(lengths)
+        starts = ends - lengths
         count = int(ends[-1])
+        packed = self._columns[:count] if count <= len(self._columns) else np.arange(count)
         step.input_ids[:count] = np.concatenate(tokens)
         step.input_ids[count:] = 0
-        packed = self._columns_up_to(count)
-        step.pack_indices[:count] = packed + np.repeat(np.array(rows) * step.unpack_indices.shape[1] - (ends - lengths), lengths)
+        step.pack_indices[:count] = packed + np.repeat(np.array(rows) * step.unpack_indices.shape[1] - starts, lengths)
         step.pack_indices[count:] = 0
-        step.unpack_indices[:] = 0
-        step.unpack_indices[rows] = (ends - lengths)[:, None]
+        if len(rows) < len(step.unpack_indices):
+            step.unpack_indices[:] = 0
+        step.unpack_indices[rows] = starts[:, None]
         step.unpack_indices.reshape(-1)[step.pack_indices[:count]] = packed
-
-    def _columns_up_to(self, count: int) -> IntArray:
-        return self._columns[:count] if count <= len(self._columns) else np.arange(count)
-
-    def _write_idle(self, step: BoundStep, run: Run) -> None:
-        for slot, cache_row in run.idle.items():
-            step.write_indices[slot - run.first_slot] = cache_row
 
     def write_chains(self, step: BoundStep) -> None:
         """Every token follows the one before it in its row and sees everything up to itself."""

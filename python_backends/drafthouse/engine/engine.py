@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drafthouse.core.errors import invalid
-from drafthouse.engine.batch import DraftShape, Task, plan_runs
+from drafthouse.engine.batch import DraftShape, Task
 from drafthouse.engine.contract import EngineLimits, RowResult, RowStatus, StepCall, StepResult, StepRow
 from drafthouse.engine.costs import CallCosts, measure_calls, shapes_to_measure
 from drafthouse.engine.manifest import EngineManifest, read_manifest
 from drafthouse.engine.onnx_session import OnnxSession
 from drafthouse.engine.options import EngineOptions
-from drafthouse.engine.rows import RowChecker
+from drafthouse.engine.rows import RowChecker, num_extensions
 from drafthouse.engine.runner import Runner, empty_result
 from drafthouse.engine.session import Session
 from drafthouse.engine.slots import SlotTable
@@ -35,7 +35,7 @@ class ModelEngine:
         self._limits = EngineLimits(manifest.max_step_tokens, manifest.usable_context, manifest.vocab_size, options.slots)
         self._checker = RowChecker(self._limits, bool(token_bytes))
         self._slots = SlotTable(options.slots, manifest.context_len)
-        self._runner = Runner(session, manifest, options.min_step_tokens, token_bytes)
+        self._runner = Runner(session, manifest, token_bytes, self._slots)
         self._epoch = secrets.randbits(_EPOCH_BITS)
         shapes = shapes_to_measure(options.min_step_tokens, manifest.max_step_tokens, options.slots)
         cost_ms = measure_calls(self._runner.rehearse, shapes, options.calibration_ms)
@@ -69,8 +69,8 @@ class ModelEngine:
                 tasks.append(admitted)
             else:
                 answers[index] = admitted
-        for run in plan_runs(tasks, self.costs, self._slots) if tasks else ():
-            for task, answer in zip(run.tasks, self._runner.run(run, call), strict=True):
+        if tasks:
+            for task, answer in zip(tasks, self._runner.run(tasks, call, self.costs), strict=True):
                 answers[task.index] = answer
         return self._result([answers[index] for index in range(len(call.rows))])
 
@@ -101,7 +101,7 @@ class ModelEngine:
         moved = entry.keep_path(path, row, reused)
         if moved is not None:
             self._session.copy_rows(entry.slot, *moved)
-        return Task(index, row, entry, reused, DraftShape.of(row), max(call.num_steps - 1, 0))
+        return Task(index, row, entry, reused, DraftShape.of(row), num_extensions(row, call.num_steps))
 
 
 def load_engine(folder: Path, options: EngineOptions) -> ModelEngine:

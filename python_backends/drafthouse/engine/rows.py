@@ -13,6 +13,11 @@ MAX_CANDIDATES = 64
 _MAX_SEED = (1 << 64) - 1
 
 
+def num_extensions(row: StepRow, num_steps: int) -> int:
+    """Nodes that the engine adds to a row at most."""
+    return max(0, num_steps - 1) * (1 if row.leaves is None else row.leaves.size)
+
+
 @dataclass(frozen=True, slots=True)
 class RowChecker:
     """Knows the limits of one engine."""
@@ -25,7 +30,8 @@ class RowChecker:
         try:
             self._check_call(call)
             self._check_tokens(row, call.num_steps)
-            self._check_tree(row, call.num_steps)
+            self._check_tree(row)
+            self._check_leaves(row)
             self._check_sampling(row.sampling)
         except ClientError as error:
             return str(error)
@@ -37,14 +43,19 @@ class RowChecker:
         most = min(MAX_CANDIDATES, self.limits.vocab_size)
         if not 0 <= call.num_candidates <= most:
             raise invalid("num_candidates", call.num_candidates, f"0 to {most}")
+        stop = call.stop
+        if stop is not None and not (math.isfinite(stop.slope) and math.isfinite(stop.intercept) and 0 <= stop.min_chance <= 1):
+            raise invalid("stop", (stop.slope, stop.intercept, stop.min_chance), "finite slope and intercept, min_chance 0 to 1")
 
     def _check_tokens(self, row: StepRow, num_steps: int) -> None:
         limits, tokens = self.limits, row.tokens
         if tokens.ndim != 1 or tokens.dtype != np.int32 or not len(tokens):
             raise invalid("tokens", f"{tokens.dtype}{list(tokens.shape)}", "at least one token id, int32[n]")
-        most = limits.max_step_tokens - max(0, num_steps - 1)
+        most = limits.max_step_tokens - num_extensions(row, num_steps)
         if len(tokens) > most:
-            raise invalid("tokens", f"{len(tokens)} tokens", f"up to {most} per call (with {num_steps} steps): send longer input in chunks")
+            num_leaves = 1 if row.leaves is None else row.leaves.size
+            allowed = f"up to {most} per call (with {num_steps} steps of {num_leaves} leaves): send longer input in chunks"
+            raise invalid("tokens", f"{len(tokens)} tokens", allowed)
         # Seen as unsigned, a negative id is a huge one: one pass finds both.
         if tokens.view(np.uint32).max() >= limits.vocab_size:
             worst = next(int(token) for token in tokens if not 0 <= token < limits.vocab_size)
@@ -57,7 +68,7 @@ class RowChecker:
             committed = row.prefix_len + row.num_committed
             raise invalid("prefix_len", f"{committed} committed tokens", f"up to {limits.usable_context} (usable context)")
 
-    def _check_tree(self, row: StepRow, num_steps: int) -> None:
+    def _check_tree(self, row: StepRow) -> None:
         if row.parents is None:
             return
         parents = row.parents.tolist()
@@ -68,8 +79,18 @@ class RowChecker:
             low = node - 1 if node < committed else committed - 1
             if not low <= parent < max(node, low + 1):
                 raise invalid("parents", f"{parent} of token {node}", f"{low} to {max(node - 1, low)}")
-        if num_steps > 1 and parents != list(range(-1, len(parents) - 1)):
-            raise unsupported("num_steps", num_steps, "0 or 1 for a tree with branches")
+
+    def _check_leaves(self, row: StepRow) -> None:
+        num_leaves, chances = 1, row.leaf_chances
+        if row.leaves is not None:
+            leaves = row.leaves.tolist()
+            num_leaves, low, high = len(leaves), row.num_committed - 1, len(row.tokens) - 1
+            if row.leaves.ndim != 1 or row.leaves.dtype != np.int32 or not all(low <= leaf <= high for leaf in leaves):
+                raise invalid("leaves", leaves, f"int32 indices from {low} to {high}")
+            if len(set(leaves)) != num_leaves:
+                raise invalid("leaves", leaves, "each leaf once")
+        if chances is not None and (chances.shape != (num_leaves,) or not ((chances >= 0) & (chances <= 1)).all()):
+            raise invalid("leaf_chances", chances.tolist(), f"{num_leaves} numbers from 0 to 1 (one per leaf)")
 
     def _check_sampling(self, params: SamplingParams) -> None:
         if not (math.isfinite(params.temperature) and params.temperature >= 0):

@@ -1,8 +1,8 @@
-"""Runs one network call to its end: inputs, session, a token at every output node, further steps where they were asked for."""
+"""Runs the rows of a step call to their end: network calls, a token at every output node, further steps where they were asked for."""
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import TypeVar
 
@@ -10,49 +10,57 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drafthouse.core.errors import ErrorCode, ServerError
-from drafthouse.engine.batch import FloatArray, InputWriter, IntArray, Run, Task
+from drafthouse.engine.batch import FloatArray, InputWriter, IntArray, NetworkCall, PartT, Run, Task, plan_runs
 from drafthouse.engine.contract import EngineError, RowResult, RowStatus, StepCall
+from drafthouse.engine.costs import CallCosts
+from drafthouse.engine.growth import Growth
 from drafthouse.engine.manifest import EngineManifest
 from drafthouse.engine.session import BoundStep, Session
+from drafthouse.engine.slots import SlotTable
 from drafthouse.sampling.bans import BanTable, end_ban
 from drafthouse.sampling.choose import Ban, Choices, Chooser, Segment
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
-@dataclass(frozen=True, slots=True)
-class _Round:
-    """Choices at some output nodes of every task; those of task i end before ``ends[i]``."""
+@dataclass(slots=True)
+class _Work:
+    """A step call on its way: what was chosen so far, and what went wrong."""
 
-    choices: Choices
-    ends: IntArray
+    call: StepCall
+    rounds: list[Choices] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)  # of every choice so far: its task, by index in the call
+    sampled: list[int] = field(default_factory=list)  # every choice so far
+    probs: list[float] = field(default_factory=list)  # and its probability, where growing asks for it
+    scores: dict[int, tuple[float, int]] = field(default_factory=dict)  # by task
+    failed: dict[int, RowResult] = field(default_factory=dict)  # by task
+    idle: dict[int, int] = field(default_factory=dict)  # slots that ran along, and the cache row from which they were written
 
-    def last_tokens(self) -> NDArray[np.int32]:
-        tokens: NDArray[np.int32] = self.choices.sampled[self.ends - 1]
-        return tokens
-
-    def of_task(self, index: int) -> slice:
-        return slice(int(self.ends[index - 1]) if index else 0, int(self.ends[index]))
+    def score(self, task: Task) -> tuple[float, int]:
+        return self.scores.get(task.index, (0.0, 0))
 
 
 class Runner:
-    """Owns what a network call needs besides the slots: the session, the chooser, the bans."""
+    """Owns what network calls need besides the slots: the session, the chooser, the bans."""
 
-    def __init__(self, session: Session, manifest: EngineManifest, min_step_tokens: int, token_bytes: Sequence[bytes]) -> None:
+    def __init__(self, session: Session, manifest: EngineManifest, token_bytes: Sequence[bytes], slots: SlotTable) -> None:
         self._session = session
-        self._min_step_tokens = min_step_tokens
+        self._slots = slots
         self._writer = InputWriter(manifest.context_len)
         self._chooser = Chooser(manifest.vocab_size)
         self._bans = BanTable(token_bytes)
         self._offsets = np.arange(manifest.context_len)
         self.session_ns = 0  # inside the session since the caller last set it to zero
 
-    def run(self, run: Run, call: StepCall) -> list[RowResult]:
-        """Answers the run's tasks, in their order. A failing runtime makes an ERROR of each: what was committed before stays valid."""
-        try:
-            return self._run(run, call)
-        except EngineError as error:
-            return [_failed(task, "session", str(error)) for task in run.tasks]
+    def run(self, tasks: Sequence[Task], call: StepCall, costs: CallCosts) -> list[RowResult]:
+        """Answers the tasks, in their order. A failing runtime makes an ERROR of each that shared the network call, and what was
+        committed before stays valid."""
+        work = _Work(call)
+        growths: list[Growth] = []
+        for run in plan_runs(tasks, costs, self._slots):
+            growths += self._run_rows(run, work)
+        self._grow(growths, work, costs)
+        return self._answers(tasks, growths, work)
 
     def rehearse(self, num_rows: int, num_tokens: int, num_packed: int) -> None:
         """Runs a call on the first slots that no request asked for, to see how long it takes; only while they are free."""
@@ -62,47 +70,72 @@ class Runner:
         step.pack_indices[:] = 0
         step.run()
 
-    def _run(self, run: Run, call: StepCall) -> list[RowResult]:
-        tasks = run.tasks
-        step = self._session.bind(run.first_slot, run.num_rows, run.num_tokens, run.num_packed)
-        self._writer.write(step, run)
-        self._timed(step)
+    def _run_rows(self, run: Run, work: _Work) -> list[Growth]:
+        """One network call over what the caller sent, and the choices at its output nodes; returns the rows that are to grow."""
+        tasks, call = run.tasks, work.call
+        step = self._execute(run, tasks, work)
+        if step is None:
+            return []
         for task in tasks:
             task.entry.commit(task.row, task.shape is None)
-        scores = [(0.0, 0)] * len(tasks)
         if call.return_prompt_logprob:
-            ends = _packed_ends(tasks)
-            scores = [self._prompt_score(step.logits[end - task.num_new : end], task) for end, task in zip(ends, tasks, strict=True)]
-        rounds = self._choose_all(run, step, call) if call.num_steps else []
-        return [self._answer(run, index, rounds, scores[index]) for index in range(len(tasks))]
-
-    def _choose_all(self, run: Run, step: BoundStep, call: StepCall) -> list[_Round]:
-        """The choices at the rows' own output nodes, then those of every further step."""
-        tasks = run.tasks
+            for end, task in zip(_packed_ends(tasks), tasks, strict=True):
+                work.scores[task.index] = self._prompt_score(step.logits[end - task.num_new : end], task)
+        if not call.num_steps:
+            return []
+        first = len(work.owners)
         positions = [self._output_positions(task) for task in tasks]
-        ends = np.cumsum([len(place) for place in positions])
-        rounds = [_Round(self._choose(_output_logits(step, run), tasks, positions, call), ends)]
-        each = np.arange(1, len(tasks) + 1)
-        for _ in range(call.num_steps - 1):
-            positions = [place[-1:] + 1 for place in positions]
-            logits = self._feed_back(run, rounds[-1].last_tokens(), np.concatenate(positions) - 1)
-            rounds.append(_Round(self._choose(logits, tasks, positions, call, is_extension=True), each))
-        return rounds
+        self._choose(_output_logits(step, run), tasks, positions, [range(task.num_draft + 1) for task in tasks], work)
+        growths: list[Growth] = []
+        for task in tasks:
+            if task.num_extensions:
+                growths.append(Growth(task, first))
+            first += task.num_draft + 1
+        return growths
 
-    def _feed_back(self, run: Run, token_ids: NDArray[np.int32], positions: IntArray) -> FloatArray:
-        """Extends every task by one token, standing at ``positions [n]``; returns the logits ``[n, V]`` that follow it."""
-        least = self._min_step_tokens
-        step = self._session.bind(run.first_slot, run.num_rows, least, max(len(run.tasks), least))
-        self._writer.write_next(step, run, token_ids, positions)
-        self._timed(step)
-        for task, token_id in zip(run.tasks, token_ids.tolist(), strict=True):
-            task.entry.extend_draft(token_id)
-        return step.logits[: len(run.tasks)]
+    def _grow(self, growths: Sequence[Growth], work: _Work, costs: CallCosts) -> None:
+        """Feeds samples back, all leaves of all rows together, until the steps are done or nothing grows any more."""
+        alive = list(growths)
+        runs: list[NetworkCall[Growth]] = []
+        for _ in range(work.call.num_steps - 1):
+            has_stopped = [growth.feed(work.sampled, work.probs, work.call.stop) for growth in alive]
+            alive = [growth for growth in alive if growth.num_new and growth.task.index not in work.failed]
+            if not alive:
+                return
+            if any(has_stopped) or not runs or work.failed:
+                runs = plan_runs(alive, costs, self._slots)
+            for run in runs:
+                self._run_grown(run, work)
 
-    def _timed(self, step: BoundStep) -> None:
+    def _run_grown(self, run: NetworkCall[Growth], work: _Work) -> None:
+        """One network call over what rows sampled last, and the choices that follow."""
+        growths = run.tasks
+        tasks = [growth.task for growth in growths]
+        step = self._execute(run, tasks, work)
+        if step is None:
+            return
+        first = len(work.owners)
+        nodes = [growth.nodes for growth in growths]
+        self._choose(step.logits[: sum(map(len, nodes))], tasks, [growth.sample_positions() for growth in growths], nodes, work)
+        for growth in growths:
+            growth.expect(first)
+            first += growth.num_new
+
+    def _execute(self, run: NetworkCall[PartT], tasks: Sequence[Task], work: _Work) -> BoundStep | None:
+        """Runs the network; None when the runtime failed."""
+        step = self._session.bind(run.first_slot, run.num_rows, run.num_tokens, run.num_packed)
+        self._writer.write(step, run)
+        work.idle |= run.idle
         begin = time.perf_counter_ns()
-        step.run()
+        try:
+            step.run()
+        except EngineError as error:
+            for task in tasks:
+                task.entry.forget_drafts()
+                work.failed[task.index] = _failed(task, "session", str(error))
+            return None
         self.session_ns += time.perf_counter_ns() - begin
+        return step
 
     def _output_positions(self, task: Task) -> IntArray:
         """Absolute positions of the tokens that are chosen at the row's output nodes."""
@@ -117,46 +150,70 @@ class Runner:
             return 0.0, 0
         return float(self._chooser.log_probs_of(logits[: len(predicted)], predicted).sum(dtype=np.float64)), len(predicted)
 
-    def _answer(self, run: Run, index: int, rounds: Sequence[_Round], score: tuple[float, int]) -> RowResult:
-        task = run.tasks[index]
-        if not rounds:
-            return replace(empty_result(RowStatus.OK, task.base), prompt_logprob=score[0], num_scored=score[1])
-        parts = [(part.choices, part.of_task(index)) for part in rounds]
-        sampled = _joined([choices.sampled[place] for choices, place in parts])
-        logprobs = _joined([choices.logprobs[place] for choices, place in parts])
-        candidate_ids = _joined([choices.candidate_ids[place] for choices, place in parts])
-        candidate_probs = _joined([choices.candidate_probs[place] for choices, place in parts])
-        if not np.isfinite(logprobs).all():
-            task.entry.forget_all()
-            self._session.clear_slot(task.entry.slot)
-            for slot, cache_row in run.idle.items():
-                self._session.clear_slot(slot, cache_row)
-            return _failed(task, "logits", "not finite")
-        return RowResult(RowStatus.OK, task.base, sampled, logprobs, candidate_ids, candidate_probs, *score)
-
     def _choose(
-        self, logits: FloatArray, tasks: Sequence[Task], positions: Sequence[IntArray], call: StepCall, is_extension: bool = False
-    ) -> Choices:
-        segments = [Segment(task.row.sampling, place) for task, place in zip(tasks, positions, strict=True)]
+        self, logits: FloatArray, tasks: Sequence[Task], positions: Sequence[IntArray], nodes: Sequence[Sequence[int]], work: _Work
+    ) -> None:
+        """Chooses after every output node: ``logits [M, V]``, and by task the samples' ``positions`` and the output ``nodes``."""
+        segments: list[Segment] = []
         bans: list[Ban] = []
         first = 0
-        for task, place in zip(tasks, positions, strict=True):
+        for task, place, own in zip(tasks, positions, nodes, strict=True):
             params = task.row.sampling
+            segments.append(Segment(params, place))
             if params.bad_words or (params.end_ids and task.base < params.min_end_position):
-                bans += self._bans_of(task, first, place.tolist(), is_extension)
-            first += len(place)
-        return self._chooser.choose(logits, segments, call.num_candidates, bans, call.return_logprobs)
+                bans += self._bans_of(task, first, place.tolist(), own)
+            first += len(own)
+            work.owners += [task.index] * len(own)
+        call = work.call
+        num_candidates = max(call.num_candidates, 1) if call.stop else call.num_candidates
+        choices = self._chooser.choose(logits, segments, num_candidates, bans, call.return_logprobs)
+        work.rounds.append(choices)
+        work.sampled += choices.sampled.tolist()
+        if call.stop:
+            work.probs += choices.candidate_probs[:, 0].tolist()
 
-    def _bans_of(self, task: Task, first: int, positions: Sequence[int], is_extension: bool) -> list[Ban]:
+    def _bans_of(self, task: Task, first: int, positions: Sequence[int], nodes: Sequence[int]) -> list[Ban]:
         """What each of the row's output nodes (logits rows from ``first`` on) must not choose, given its own path."""
         params = task.row.sampling
         if not params.bad_words:
-            return [Ban(first + node, end_ban(params, position)) for node, position in enumerate(positions)]
+            return [Ban(first + place, end_ban(params, position)) for place, position in enumerate(positions)]
         committed = task.entry.tokens[: task.entry.committed_len].tolist()
-        drafts = task.entry.draft_paths()
-        paths = [drafts[-1]] if is_extension else [[], *drafts]
-        pairs = zip(paths, positions, strict=True)
-        return [Ban(first + node, self._bans.banned(params, committed + path, position)) for node, (path, position) in enumerate(pairs)]
+        paths = [[], *task.entry.draft_paths()]
+        pairs = enumerate(zip(nodes, positions, strict=True))
+        return [Ban(first + place, self._bans.banned(params, committed + paths[node], position)) for place, (node, position) in pairs]
+
+    def _answers(self, tasks: Sequence[Task], growths: Sequence[Growth], work: _Work) -> list[RowResult]:
+        """The answers in the order of ``tasks``, each with its choices in the order in which they were made."""
+        if not work.rounds:
+            return [work.failed.get(task.index) or _without_choice(task, *work.score(task)) for task in tasks]
+        order = np.argsort(np.array(work.owners), kind="stable")
+        sampled, logprobs, candidate_ids, candidate_probs = (
+            _joined([getattr(choices, name) for choices in work.rounds])[order]
+            for name in ("sampled", "logprobs", "candidate_ids", "candidate_probs")
+        )
+        ends = np.cumsum(np.bincount(work.owners, minlength=1 + max(task.index for task in tasks))).tolist()
+        grown = {growth.task.index: growth.parents for growth in growths}
+        width = work.call.num_candidates
+        answers: list[RowResult] = []
+        for task in tasks:
+            place = slice(ends[task.index - 1] if task.index else 0, ends[task.index])
+            if task.index not in work.failed and not np.isfinite(logprobs[place]).all():
+                self._empty(task, work)
+            answer = work.failed.get(task.index)
+            if answer is None:
+                choices = sampled[place], logprobs[place], candidate_ids[place, :width], candidate_probs[place, :width]
+                parents = np.array(grown.get(task.index, ()), np.int32)
+                answer = RowResult(RowStatus.OK, task.base, *choices, *work.score(task), extended_parents=parents)
+            answers.append(answer)
+        return answers
+
+    def _empty(self, task: Task, work: _Work) -> None:
+        """Fails a task whose logits are not finite, and clears whatever they may have reached."""
+        task.entry.forget_all()
+        self._session.clear_slot(task.slot)
+        for slot, cache_row in work.idle.items():
+            self._session.clear_slot(slot, cache_row)
+        work.failed[task.index] = _failed(task, "logits", "not finite")
 
 
 def _packed_ends(tasks: Sequence[Task]) -> list[int]:
@@ -180,6 +237,10 @@ def empty_result(status: RowStatus, cached_len: int, error: str = "") -> RowResu
     """An answer without a choice."""
     none_chosen = np.empty(0, np.int32), np.empty(0, np.float32), np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
     return RowResult(status, cached_len, *none_chosen, error=error)
+
+
+def _without_choice(task: Task, prompt_logprob: float, num_scored: int) -> RowResult:
+    return replace(empty_result(RowStatus.OK, task.base), prompt_logprob=prompt_logprob, num_scored=num_scored)
 
 
 def _failed(task: Task, field: str, reason: str) -> RowResult:

@@ -101,12 +101,13 @@ class InfoColumn(IntEnum):
 
 
 class ResultColumn(IntEnum):
-    """Columns of an engine's `row_results` INT64 [B, 4]."""
+    """Columns of an engine's `row_results` INT64 [B, 5]."""
 
     STATUS = 0
     CACHED_LEN = 1
     NUM_OUTPUTS = 2
     NUM_SCORED = 3
+    NUM_EXTENDED = 4
 
 
 class PlanOption(IntEnum):
@@ -150,16 +151,22 @@ ENGINE = MessageSchema(
         TensorSpec("row_params", "FP32", (-1, 2), optional=True),
         TensorSpec("nodes", "INT32", (-1, 2), optional=True),  # token id, parent within the row
         TensorSpec("options", "INT32", (4,), optional=True),
+        # Which nodes grow. Sent only when a row names its leaves, says something of their chances, or may stop early.
+        TensorSpec("leaf_counts", "INT32", (-1,), optional=True),  # [B], -1 = the last token alone
+        TensorSpec("leaves", "INT32", (-1,), optional=True),  # index within the row's tokens
+        TensorSpec("leaf_chances", "FP32", (-1,), optional=True),
+        TensorSpec("growth_stop", "FP32", (3,), optional=True),  # slope, intercept, least chance
         BAD_WORDS,
         MORE_END_IDS,
         RELEASE_UIDS,
     ),
     answer=(
         TensorSpec("engine_info", "INT64", (5,)),
-        TensorSpec("row_results", "INT64", (-1, 4)),
+        TensorSpec("row_results", "INT64", (-1, 5)),
         TensorSpec("row_logprobs", "FP32", (-1,)),  # summed prompt log-probability, nats
         TensorSpec("node_tokens", "INT32", (-1, -1)),  # [num_outputs, 1 + num_candidates]: sampled, candidates
         TensorSpec("node_logprobs", "FP32", (-1, -1)),  # log-probability of the sample, candidates' probabilities
+        TensorSpec("extended_parents", "INT32", (-1,)),
         TensorSpec("row_errors", "UINT8", (-1,)),  # JSON: {row: message}
     ),
 )

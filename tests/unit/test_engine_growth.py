@@ -1,0 +1,275 @@
+"""Rows that the engine extends with its own samples: several leaves, trees, early stops, and what is reused of it afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drafthouse.core.sampling_params import SamplingParams
+from drafthouse.engine.contract import GrowthStop, RowResult, RowStatus, StepCall, StepRow
+from drafthouse.engine.costs import CallCosts
+from drafthouse.engine.engine import ModelEngine, load_engine
+from drafthouse.engine.options import EngineOptions
+from fakes.engine_driver import ids, same_answer, step_row
+from fakes.engine_session import FakeSession, call_times, fake_engine, fake_manifest, predicted
+
+EngineDir = Callable[..., Path]
+USABLE = 24  # of the fake engine: context 32, steps of up to 8 tokens
+KINDS = [SamplingParams(), SamplingParams(temperature=0.8, seed=11), SamplingParams(temperature=1.2, top_k=20, top_p=0.9, seed=4)]
+#   10 ─┬─ 20 ── 21          leaves 21, 31 and 32, by index 2, 4 and 5
+#       └─ 30 ─┬─ 31
+#              └─ 32
+TREE = step_row(1, [10, 20, 21, 30, 31, 32], num_committed=1, parents=[-1, 0, 1, 0, 3, 3])
+ALWAYS = GrowthStop(1.0, 0.0, 0.0)
+
+
+def step(engine: ModelEngine, *rows: StepRow, **options: object) -> list[RowResult]:
+    return list(engine.step(StepCall(rows, **options)).rows)  # type: ignore[arg-type]
+
+
+def output_paths(row: StepRow, answer: RowResult) -> list[list[int]]:
+    """The tokens from the row's first to each output node's, by what the row sent and the answer says."""
+    tokens, first = row.tokens.tolist(), row.num_committed
+    parents = list(range(-1, len(tokens) - 1)) if row.parents is None else row.parents.tolist()
+    paths = [tokens[:first]]
+    for node in range(first, len(tokens)):
+        paths.append([*paths[parents[node] - first + 1], tokens[node]])
+    for parent in answer.extended_parents.tolist():
+        paths.append([*paths[parent], int(answer.sampled[parent])])
+    return paths
+
+
+def test_every_leaf_grows_below_its_own_path_in_one_call_per_step() -> None:
+    engine, session = fake_engine()
+    row = replace(TREE, leaves=ids([2, 5]))
+    (answer,) = step(engine, row, num_steps=2)
+    assert session.calls == [(0, 1, 6, 6), (0, 1, 2, 2)]
+    assert answer.extended_parents.tolist() == [2, 5]
+    paths = output_paths(row, answer)
+    assert paths[6] == [10, 20, 21, predicted([10, 20, 21])]
+    assert answer.sampled.tolist() == list(map(predicted, paths))
+    accepted = [*paths[7], 44]  # through 30, 32 and what grew there
+    (after,) = step(engine, step_row(1, accepted[1:], prefix_len=1))
+    assert session.copies == [(0, [3, 5, 7], [1, 2, 3])]
+    assert session.calls[-1] == (0, 1, 2, 2)  # one token
+    assert after.sampled.tolist() == [predicted(accepted)]
+
+
+def test_a_chain_grows_where_its_leaf_says_and_rows_may_grow_unevenly() -> None:
+    engine, session = fake_engine(slots=3)
+    rows = [
+        replace(step_row(1, [10, 11, 12], num_committed=1), leaves=ids([1])),  # beside its own child 12
+        step_row(2, [7, 8]),
+        replace(step_row(3, [5], num_committed=1), leaves=ids([])),
+    ]
+    answers = step(engine, *rows, num_steps=3)
+    assert session.calls == [(0, 3, 3, 6), (0, 2, 2, 2), (0, 2, 2, 2)]
+    assert [answer.extended_parents.tolist() for answer in answers] == [[1, 3], [0, 1], []]
+    for row, answer in zip(rows, answers, strict=True):
+        assert answer.sampled.tolist() == list(map(predicted, output_paths(row, answer)))
+    grown = output_paths(rows[0], answers[0])[-1]
+    (after,) = step(engine, step_row(1, [*grown[1:], 9], prefix_len=1))
+    assert session.calls[-1] == (0, 1, 2, 2)
+    assert after.sampled.tolist() == [predicted([*grown, 9])]
+
+
+def random_row(random: np.random.Generator, uid: int, known: Sequence[int], num_steps: int) -> StepRow:
+    """One or two tokens behind ``known``, a random tree below them, random leaves with as much room as the steps ask for."""
+    committed = random.integers(50, size=random.integers(1, 3)).tolist()
+    parents = list(range(-1, len(committed) - 1))
+    tokens, count = list(committed), int(random.integers(0, 4))
+    for _ in range(count):
+        parent, token = int(random.integers(len(committed) - 1, len(tokens))), int(random.integers(50))
+        if (parent, token) not in zip(parents, tokens, strict=True):
+            parents.append(parent)
+            tokens.append(token)
+    room = (8 - len(tokens)) // max(1, num_steps - 1)
+    choices = np.arange(len(committed) - 1, len(tokens))
+    leaves = random.permutation(choices)[: random.integers(0, min(room, len(choices)) + 1)].astype(np.int32)
+    row = step_row(uid, tokens, prefix_len=len(known), num_committed=len(committed), parents=parents)
+    return replace(row, leaves=leaves)
+
+
+def test_any_mixture_of_trees_and_leaves_answers_from_the_paths_alone() -> None:
+    """Random trees, leaves, steps and batches against the definition; accepted paths run through grown nodes."""
+    random = np.random.default_rng(6)
+    session = FakeSession(fake_manifest(), 5)
+    engine = ModelEngine(session, session.manifest, EngineOptions(slots=5, calibration_ms=0))
+    held: dict[int, list[int]] = {}
+    num_reused = 0
+    for trial in range(300):
+        costs = call_times({2: 9.0, 8: 10.0}, place_ms=float(random.choice([0.05, 3.0])), row_ms=0.5)
+        engine.costs = CallCosts(2, 8, costs if trial % 3 else {})
+        num_steps = int(random.integers(1, 5))
+        uids = random.permutation(5)[: random.integers(1, 5)].tolist()
+        rows = [random_row(random, uid, held.get(uid, []), num_steps) for uid in uids]
+        for row in rows:
+            if row.prefix_len + row.num_committed > USABLE - 8:
+                engine.release([row.request_uid])
+                held.pop(row.request_uid)
+        rows = [row for row in rows if row.prefix_len == len(held.get(row.request_uid, []))]
+        for row, answer in zip(rows, step(engine, *rows, num_steps=num_steps, stop=ALWAYS), strict=True):
+            assert answer.status is RowStatus.OK, answer.error
+            assert row.leaves is not None
+            assert len(answer.extended_parents) == len(row.leaves) * (num_steps - 1)
+            known = held.get(row.request_uid, [])
+            paths = [[*known, *path] for path in output_paths(row, answer)]
+            assert answer.sampled.tolist() == list(map(predicted, paths))
+            held[row.request_uid] = paths[0]
+            accepted = paths[int(random.integers(len(paths)))][len(paths[0]) :]
+            if accepted:
+                session.calls.clear()
+                (after,) = step(engine, step_row(row.request_uid, [*accepted, 1], prefix_len=len(paths[0])))
+                assert session.calls == [(session.calls[0][0], 1, 2, 2)]
+                assert after.sampled.tolist() == [predicted([*paths[0], *accepted, 1])]
+                held[row.request_uid] = [*paths[0], *accepted, 1]
+                num_reused += len(accepted)
+    assert num_reused > 200
+
+
+def test_rows_at_the_end_of_their_slots_grow_beside_wide_ones() -> None:
+    session = FakeSession(fake_manifest(context_len=32), 3)
+    engine = ModelEngine(session, session.manifest, EngineOptions(slots=3, calibration_ms=0))
+    tokens = [(3 * place) % 50 for place in range(USABLE)]
+    for start in range(0, USABLE, 8):
+        step(engine, step_row(1, tokens[start : start + 8], prefix_len=start), num_steps=0)
+    session.calls.clear()
+    tight = step_row(1, tokens[-1:], prefix_len=USABLE - 1)  # its seventh and last own token lies in cache row 30 of 32
+    wide = replace(step_row(2, [5], num_committed=1), leaves=ids([]))
+    answers = step(engine, tight, wide, num_steps=8)
+    assert answers[0].sampled.tolist() == [predicted([*tokens, *answers[0].sampled[:count].tolist()]) for count in range(8)]
+    wide = step_row(2, [5, 6, 7, 8], num_committed=1, parents=[-1, 0, 0, 0])
+    tight = step_row(1, [tokens[-1], 1, 2, 3, 4, 5, 6], prefix_len=USABLE - 1, num_committed=1)
+    answers = step(engine, tight, replace(wide, leaves=ids([1, 2, 3])), num_steps=2)
+    assert [call[2] for call in session.calls[-2:]] == [2, 3]  # three places would not fit behind the tight row
+    for row, known, answer in ((tight, tokens[:-1], answers[0]), (wide, [], answers[1])):
+        assert answer.sampled.tolist() == [predicted([*known, *path]) for path in output_paths(row, answer)]
+
+
+def test_end_tokens_and_small_chances_stop_a_leaf_and_the_call_with_the_last() -> None:
+    engine, session = fake_engine(slots=3)
+    second = predicted([10, 11, predicted([10, 11])])
+    ending = step_row(1, [10, 11], sampling=SamplingParams(end_ids=(second,)))
+    (answer,) = step(engine, ending, num_steps=6, stop=ALWAYS)
+    assert (answer.extended_parents.tolist(), answer.sampled.tolist()) == ([0], [predicted([10, 11]), second])
+    assert len(session.calls) == 2
+    (answer,) = step(engine, ending, num_steps=6)
+    assert len(answer.extended_parents) == 5  # whoever says nothing of stopping gets what was asked for
+    # Of probability 0.994, and three quarters as likely as that says: 0.75, 0.56, 0.42, 0.32.
+    stop = GrowthStop(0.0, float(np.log(3)), 0.4)
+    rows = [step_row(2, [5, 6]), replace(step_row(3, [7]), leaf_chances=np.array([0.5], np.float32))]
+    session.calls.clear()
+    answers = step(engine, *rows, num_steps=6, stop=stop)
+    assert [answer.extended_parents.tolist() for answer in answers] == [[0, 1, 2], []]
+    assert [call[:2] for call in session.calls] == [(1, 2), (1, 1), (1, 1), (1, 1)]
+    assert [answer.candidate_ids.shape for answer in answers] == [(4, 0), (1, 0)]
+
+
+def test_a_failing_call_costs_the_rows_that_grew_in_it() -> None:
+    engine, session = fake_engine(slots=3)
+    step(engine, *(step_row(uid, [uid]) for uid in range(3)))
+    engine.release([1])
+    session.fail_at = {2}
+    session.fail_after = 2
+    fine, broken = step(engine, step_row(0, [5], prefix_len=1), step_row(2, [6], prefix_len=1), num_steps=4)
+    assert (broken.status, broken.cached_len, len(broken.sampled)) == (RowStatus.ERROR, 2, 0)
+    assert len(fine.sampled) == 4
+    (after,) = step(engine, step_row(2, [7], prefix_len=2))
+    assert after.sampled.tolist() == [predicted([2, 6, 7])]
+
+
+def test_growth_obeys_bad_words_by_path() -> None:
+    token_bytes = tuple(bytes([97 + token % 26]) for token in range(50))
+    engine, _ = fake_engine(token_bytes=token_bytes)
+    words = (b"ab", token_bytes[predicted([10, 20, 21])])
+    row = replace(TREE, leaves=ids([2, 4]), sampling=SamplingParams(bad_words=words))
+    (answer,) = step(engine, row, num_steps=2)
+    for path, token in zip(output_paths(row, answer), answer.sampled.tolist(), strict=True):
+        text = b"".join(token_bytes[part] for part in [*path, token])
+        assert not any(text.endswith(word) for word in words)
+    assert answer.sampled[2] != predicted([10, 20, 21])
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_engine_dir: EngineDir) -> ModelEngine:
+    return load_engine(tiny_engine_dir("fp32"), EngineOptions(calibration_ms=0))
+
+
+@pytest.mark.parametrize("sampling", KINDS)
+def test_growing_equals_one_call_per_node(engine: ModelEngine, sampling: SamplingParams) -> None:
+    """On a real network: the grown tree sent as a draft gives the same samples, and candidates, at every node."""
+    rows = [
+        step_row(1, [5, 9, 200, 31, 40, 41, 42], num_committed=3, parents=[-1, 0, 1, 2, 3, 2, 5], sampling=sampling),
+        step_row(2, [299, 7], num_committed=1, sampling=sampling),
+    ]
+    rows = [replace(rows[0], leaves=ids([4, 2, 6])), replace(rows[1], leaves=ids([1]))]
+    grown = step(engine, *rows, num_steps=4, num_candidates=3)
+    for row, answer in zip(rows, grown, strict=True):
+        assert row.leaves is not None
+        assert len(answer.extended_parents) == 3 * len(row.leaves)
+        first = row.num_committed - 1
+        parents = list(range(-1, len(row.tokens) - 1)) if row.parents is None else row.parents.tolist()
+        sent = step_row(
+            row.request_uid + 10,
+            [*row.tokens.tolist(), *answer.sampled[answer.extended_parents].tolist()],
+            num_committed=row.num_committed,
+            parents=[*parents, *(answer.extended_parents + first).tolist()],
+            sampling=sampling,
+        )
+        (whole,) = step(engine, sent, num_candidates=3)
+        assert whole.sampled.tolist() == answer.sampled.tolist()
+        assert whole.candidate_ids.tolist() == answer.candidate_ids.tolist()
+        np.testing.assert_allclose(whole.logprobs, answer.logprobs, atol=1e-4)
+    alone = step(engine, replace(rows[1], request_uid=30), num_steps=4, num_candidates=3)[0]
+    assert same_answer(alone, grown[1])  # a chain, to the last bit, whatever grows beside it
+    engine.release(range(40))
+
+
+@pytest.mark.parametrize("sampling", KINDS)
+def test_an_early_stop_gives_a_prefix_of_every_leaf(engine: ModelEngine, sampling: SamplingParams) -> None:
+    row = step_row(1, [5, 9, 200, 31, 40], num_committed=3, parents=[-1, 0, 1, 2, 2], sampling=sampling)
+    chances = np.array([1.0, 0.9], np.float32)
+    row = replace(row, leaves=ids([3, 4]), leaf_chances=chances)
+    (full,) = step(engine, row, num_steps=6, num_candidates=1)
+    num_stopped = 0
+    for least in (0.0, 0.05, 0.3, 0.8, 1.0):
+        stop = GrowthStop(0.7, 1.5, least)
+        (short,) = step(engine, replace(row, request_uid=2), num_steps=6, stop=stop)
+        for leaf, chance in zip((1, 2), chances.tolist(), strict=True):
+            expected = chain_below(full, leaf)
+            keep = 0
+            for node in [leaf, *expected[:-1]]:
+                chance *= stop.chance(float(full.candidate_probs[node, 0]))
+                if chance < least:
+                    break
+                keep += 1
+            found = chain_below(short, leaf)
+            assert len(found) == keep
+            samples = [leaf, *expected][: keep + 1]
+            assert short.sampled[[leaf, *found]].tolist() == full.sampled[samples].tolist()
+            np.testing.assert_allclose(short.logprobs[[leaf, *found]], full.logprobs[samples], atol=1e-4)
+            num_stopped += keep < 5
+    assert num_stopped >= 4
+    engine.release(range(3))
+
+
+def chain_below(answer: RowResult, leaf: int) -> list[int]:
+    """The grown output nodes below output node ``leaf``."""
+    first = len(answer.sampled) - len(answer.extended_parents)
+    chain, here = [], leaf
+    for place, parent in enumerate(answer.extended_parents.tolist()):
+        if parent == here:
+            here = first + place
+            chain.append(here)
+    return chain
+
+
+def test_a_chance_is_the_calibrations() -> None:
+    stop = GrowthStop(0.5, -1.0, 0.1)
+    assert stop.chance(0.8) == pytest.approx(1 / (1 + np.exp(1.0 - 0.5 * np.log(4.0))))
+    assert stop.chance(1.0) == pytest.approx(1 / (1 + np.exp(1.0 - 0.5 * np.log(9999.0))))
+    assert GrowthStop(1e9, 0.0, 0.1).chance(0.0) == pytest.approx(0.0)
