@@ -1,13 +1,14 @@
 """An engine that answers from recordings: the real one's rows, slots, padding and network calls, at recorded costs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from drafthouse.engine.batch import DraftShape, Run, Task, plan_runs
+from drafthouse.engine.batch import DraftShape, NetworkCall, PartT, Task, plan_runs
 from drafthouse.engine.contract import EngineLimits, RowResult, RowStatus, StepCall, StepResult, StepRow
-from drafthouse.engine.rows import RowChecker
+from drafthouse.engine.growth import Growth
+from drafthouse.engine.rows import RowChecker, num_extensions
 from drafthouse.engine.runner import empty_result
 from drafthouse.engine.slots import SlotTable
 from drafthouse_load.replay.costs import MIN_STEP_TOKENS, EngineCosts
@@ -43,30 +44,21 @@ class ReplayEngine:
         """Answer a call; ``session_ns`` is what it would have taken. Raises ValueError for what recordings cannot answer."""
         if call.num_candidates > RECORDED_CANDIDATES:
             raise ValueError(f"{call.num_candidates} candidates, but {RECORDED_CANDIDATES} are recorded")
-        answers: dict[int, RowResult] = {}
-        tasks: list[Task] = []
-        for index, row in enumerate(call.rows):
-            admitted = self._admit(index, row, call)
-            if isinstance(admitted, Task):
-                tasks.append(admitted)
-            else:
-                answers[index] = admitted
-        runs = plan_runs(tasks, self._call_costs, self._slots) if tasks else []
-        session_ms = sum(self._session_ms(run, call.num_steps) for run in runs)
-        for task in tasks:
-            task.entry.commit(task.row, task.shape is None)
-            answers[task.index] = self._answer(task, call)
-        num_outputs = sum(len(answer.sampled) for answer in answers.values())
-        around_ms = self._costs.around(len(runs) * max(call.num_steps, 1), num_outputs) if call.rows else 0.0
-        self.busy_s = (session_ms + around_ms) / 1e3
-        rows = [answers[index] for index in range(len(call.rows))]
-        return StepResult(rows, 1, round(session_ms * 1e6), self._slots.num_free, self._slots.num_slots)
+        admitted = [self._admit(index, row, call) for index, row in enumerate(call.rows)]
+        tasks = [part for part in admitted if isinstance(part, Task)]
+        work = _Work(call)
+        for run in plan_runs(tasks, self._call_costs, self._slots) if tasks else ():
+            self._charge(run, work)
+        growths = [growth for task in tasks if (growth := self._choose(task, work)) is not None]
+        self._grow(growths, work)
+        rows = [self._result(part, work) if isinstance(part, Task) else part for part in admitted]
+        around_ms = self._costs.around(work.num_calls, len(work.sampled)) if call.rows else 0.0
+        self.busy_s = (work.session_ms + around_ms) / 1e3
+        return StepResult(rows, 1, round(work.session_ms * 1e6), self._slots.num_free, self._slots.num_slots)
 
-    def _session_ms(self, run: Run, num_steps: int) -> float:
-        """The run's own network call, and one per further step, which feeds back a token of each of its tasks."""
-        first = self._costs.session(run.num_rows, run.num_tokens, run.num_packed)
-        packed = max(len(run.tasks), MIN_STEP_TOKENS)
-        return first + max(num_steps - 1, 0) * self._costs.session(run.num_rows, MIN_STEP_TOKENS, packed)
+    def _charge(self, run: NetworkCall[PartT], work: "_Work") -> None:
+        work.num_calls += 1
+        work.session_ms += self._costs.session(run.num_rows, run.num_tokens, run.num_packed)
 
     def _admit(self, index: int, row: StepRow, call: StepCall) -> Task | RowResult:
         problem = self._checker.problem(row, call)
@@ -77,40 +69,86 @@ class ReplayEngine:
             return empty_result(entry, self._slots.cached_len(row.request_uid))
         reused, path = entry.reusable(row, 0 if call.return_prompt_logprob else row.num_committed - 1)
         entry.keep_path(path, row, reused)
-        return Task(index, row, entry, reused, DraftShape.of(row), max(call.num_steps - 1, 0))
+        return Task(index, row, entry, reused, DraftShape.of(row), num_extensions(row, call.num_steps))
 
-    def _answer(self, task: Task, call: StepCall) -> RowResult:
+    def _choose(self, task: Task, work: "_Work") -> Growth | None:
+        """The choices at the row's own output nodes: the last committed token and the draft. Returns what grows from them."""
         row, text = task.row, self._texts[task.row.request_uid]
-        score = self._outputs.prompt_score(text, row.prefix_len, task.base) if call.return_prompt_logprob else (0.0, 0)
-        if call.num_steps == 0:
-            empty = empty_result(RowStatus.OK, task.base)
-            return RowResult(empty.status, task.base, empty.sampled, empty.logprobs, empty.candidate_ids, empty.candidate_probs, *score)
-        chosen = self._choices(task, text, call.num_steps)
-        width = call.num_candidates
-        ids = np.array([answer.ids[:width] for answer in chosen], np.int32).reshape(len(chosen), width)
-        probs = np.array([answer.probs[:width] for answer in chosen], np.float32).reshape(len(chosen), width)
-        sampled = np.array([answer.ids[0] for answer in chosen], np.int32)
-        return RowResult(RowStatus.OK, task.base, sampled, np.zeros(len(chosen), np.float32), ids, probs, *score)
-
-    def _choices(self, task: Task, text: ReferenceText, num_steps: int) -> list[Answer]:
-        """The answers at the row's output nodes: the last committed token, the draft, what the engine adds by itself."""
-        row, first = task.row, task.row.num_committed
-        draft = row.tokens[first:].tolist()
-        parents = range(-1, len(draft) - 1) if row.parents is None else (row.parents[first:] - first).tolist()
-        contexts: list[Context] = [text.context(task.entry.tokens[: task.base])]
-        for token, parent in zip(draft, parents, strict=True):
-            contexts.append(text.after(contexts[parent + 1], token))
-        answers = [self._outputs.answer(text, context, 0) for context in contexts[:-1]]
-        context = contexts[-1]
-        for left in reversed(range(num_steps)):
-            answers.append(self._outputs.answer(text, context, left))
-            if left:
-                task.entry.extend_draft(answers[-1].ids[0])
-                context = text.after(context, answers[-1].ids[0])
+        task.entry.commit(row, task.shape is None)
+        if work.call.return_prompt_logprob:
+            work.scores[task.index] = self._outputs.prompt_score(text, row.prefix_len, task.base)
+        if not work.call.num_steps:
+            return None
+        draft = row.tokens[row.num_committed :].tolist()
+        parents = range(len(draft)) if row.parents is None else (row.parents[row.num_committed :] - row.num_committed + 1).tolist()
+        contexts = work.contexts[task.index] = [text.context(task.entry.tokens[: task.base])]
         children: dict[int, list[int]] = {}
         for token, parent in zip(draft, parents, strict=True):
-            children.setdefault(parent + 1, []).append(token)
-        return [
-            answer if answer.ids[0] >= 0 else Answer((stand_in(children.get(node, ())),), answer.probs)
-            for node, answer in enumerate(answers)
-        ]
+            contexts.append(text.after(contexts[parent], token))
+            children.setdefault(parent, []).append(token)
+        first = len(work.sampled)
+        for node, context in enumerate(contexts):
+            steps = work.call.num_steps - 1 if node == len(draft) else 0
+            work.take(task.index, self._outputs.answer(text, context, steps), children.get(node, ()))
+        return Growth(task, first) if task.num_extensions else None
+
+    def _grow(self, growths: Sequence[Growth], work: "_Work") -> None:
+        """What the engine adds by itself: see `engine.runner.Runner`."""
+        alive, runs = list(growths), list[NetworkCall[Growth]]()
+        for left in reversed(range(work.call.num_steps - 1)):
+            has_stopped = [growth.feed(work.sampled, work.probs, work.call.stop) for growth in alive]
+            alive = [growth for growth in alive if growth.num_new]
+            if not alive:
+                return
+            if any(has_stopped) or not runs:
+                runs = plan_runs(alive, self._call_costs, self._slots)
+            for run in runs:
+                self._charge(run, work)
+            for growth in alive:
+                self._choose_grown(growth, work, left)
+
+    def _choose_grown(self, growth: Growth, work: "_Work", num_steps: int) -> None:
+        task = growth.task
+        text, contexts = self._texts[task.row.request_uid], work.contexts[task.index]
+        growth.expect(len(work.sampled))
+        for node, token in zip(growth.nodes, growth.tokens.tolist(), strict=True):
+            contexts.append(text.after(contexts[growth.parents[node - task.num_draft - 1]], token))
+            work.take(task.index, self._outputs.answer(text, contexts[node], num_steps), ())
+        work.parents[task.index] = growth.parents
+
+    def _result(self, task: Task, work: "_Work") -> RowResult:
+        answers, score = work.answers.get(task.index, []), work.scores.get(task.index, (0.0, 0))
+        count, width = len(answers), work.call.num_candidates if answers else 0
+        return RowResult(
+            RowStatus.OK,
+            task.base,
+            sampled=np.array([answer.ids[0] for answer in answers], np.int32),
+            logprobs=np.zeros(count, np.float32),
+            candidate_ids=np.array([answer.ids[:width] for answer in answers], np.int32).reshape(count, width),
+            candidate_probs=np.array([answer.probs[:width] for answer in answers], np.float32).reshape(count, width),
+            prompt_logprob=score[0],
+            num_scored=score[1],
+            extended_parents=np.array(work.parents.get(task.index, ()), np.int32),
+        )
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one step call has chosen and cost so far. By row: index in the call."""
+
+    call: StepCall
+    session_ms: float = 0.0
+    num_calls: int = 0  # of the network
+    sampled: list[int] = field(default_factory=list)  # all rows' choices in the order they were made, and their probabilities
+    probs: list[float] = field(default_factory=list)
+    answers: dict[int, list[Answer]] = field(default_factory=dict)  # by row, per output node
+    contexts: dict[int, list[Context]] = field(default_factory=dict)  # by row, per output node
+    scores: dict[int, tuple[float, int]] = field(default_factory=dict)
+    parents: dict[int, list[int]] = field(default_factory=dict)  # by row, of grown nodes
+
+    def take(self, index: int, answer: Answer, children: Sequence[int]) -> None:
+        """Note the choice at a row's next output node; where the answer only says that it does not matter, none of ``children``."""
+        chosen = answer if answer.ids[0] >= 0 else Answer((stand_in(children),), answer.probs)
+        self.answers.setdefault(index, []).append(chosen)
+        self.sampled.append(chosen.ids[0])
+        self.probs.append(chosen.probs[0])
