@@ -34,7 +34,7 @@ class CycleCosts:
         widths[num_tokens] = widths.get(num_tokens, 0.0) + 1.0
 
     def observe_draft(self, batch_size: int, depth: int, num_drafters: int, draft_ns: float, catching_up: bool) -> None:
-        """Drafting took this long. With tokens to catch up with it takes longer than usual, which counts only while nothing else is known."""
+        """Drafting took this long. Catching up with tokens first takes longer than usual: that counts only while nothing else is known."""
         costs = self._draft[num_drafters]
         if not catching_up or not costs.num_seen(batch_size, depth):
             costs.observe(batch_size, depth, draft_ns)
