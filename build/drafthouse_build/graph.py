@@ -53,6 +53,10 @@ class GraphBuilder:
         """Declares an input of the graph; a dimension that is a name is free."""
         self._graph.input.append(helper.make_tensor_value_info(name, element_type, list(shape)))
 
+    def describe(self, key: str, value: str) -> None:
+        """Adds an entry to the model's metadata."""
+        self.model.metadata_props.add(key=key, value=value)
+
     def add_output(self, name: str, shape: Sequence[Dim]) -> None:
         """Declares the float32 value `name` an output of the graph."""
         self._graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)))

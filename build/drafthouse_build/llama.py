@@ -14,15 +14,16 @@ The graph is the interface between the build and the engines:
 | `logits` | [N, V] | float32 | next-token scores of every packed token |
 | `present_k_i`, `present_v_i` | as `past` | float32 | the cache with the new rows; bound to the memory of `past`, only those are written |
 
-B, T and N are free, S is fixed: TensorRT's KV-cache-update layer needs a static sequence dimension. What a mask row without any True
-gives is up to the runtime (NaN, which the next layer would write into the cache, is allowed): places that only pad the rectangle see
-themselves.
+All dimensions that are letters are free; S goes up to `context_len`, which the model's metadata name. A runtime that needs it static
+(TensorRT's KV-cache-update layer) fixes it there; one that does not reads only as much of the cache as is in use. What a mask row without
+any True gives is up to the runtime (NaN, which the next layer would write into the cache, is allowed): places that only pad the rectangle
+see themselves.
 
 Sequences of different lengths share a call: everything but attention runs on the N packed tokens, so that padding the rectangle, in
 which attention needs them, costs no matrix product (selective batching: Yu et al., "Orca", OSDI 2022, section 3.2).
 
-With N ≥ 2 and T ≥ 2 a token's logits do not depend on B, T, N or the neighbours, bit by bit, on ONNX Runtime's CPU kernels. With N = 1 the
-matrix products, with T = 1 attention take another kernel, which rounds differently.
+With N ≥ 2 and T ≥ 2 a token's logits do not depend on B, T, N, S or the neighbours, bit by bit, on ONNX Runtime's CPU kernels. With
+N = 1 the matrix products, with T = 1 attention take another kernel, which rounds differently.
 
 A weight is stored as `[in, out]`, the layout of `MatMul`. Query, key and value projections are one matrix, and so are gate and up:
 fewer operators, which is what a two-layer drafter spends most of its time on.
@@ -36,6 +37,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from drafthouse.engine.manifest import CONTEXT_LEN_KEY
 from drafthouse_build.checkpoint import FloatArray, Weights
 from drafthouse_build.config import LlamaConfig
 from drafthouse_build.errors import BuildError
@@ -44,7 +46,7 @@ from drafthouse_build.rope import rope_tables
 
 
 def export_llama(config: LlamaConfig, weights: Weights, context_len: int) -> onnx.ModelProto:
-    """Builds the graph for `context_len` (S) cache rows from weights whose shapes were checked."""
+    """Builds the graph for up to `context_len` cache rows (S) from weights whose shapes were checked."""
     return _LlamaExporter(config, weights, context_len).export()
 
 
@@ -116,13 +118,14 @@ class _LlamaExporter:
         hidden = self._norm("model.norm.weight", hidden, "final_norm")
         self.graph.node("MatMul", [hidden, self._output_matrix(embeddings)], "logits")
         self._declare_outputs()
+        self.graph.describe(CONTEXT_LEN_KEY, str(self.context_len))
         return self.graph.model
 
     def _declare_inputs(self) -> None:
         self.graph.add_input("input_ids", TensorProto.INT64, ["N"])
         self.graph.add_input("position_ids", TensorProto.INT64, ["B", "T"])
         self.graph.add_input("write_indices", TensorProto.INT64, ["B"])
-        self.graph.add_input("attn_mask", TensorProto.BOOL, ["B", 1, "T", self.context_len])
+        self.graph.add_input("attn_mask", TensorProto.BOOL, ["B", 1, "T", "S"])
         self.graph.add_input("unpack_indices", TensorProto.INT64, ["B", "T"])
         self.graph.add_input("pack_indices", TensorProto.INT64, ["N"])
         for layer in range(self.config.num_layers):
@@ -136,7 +139,7 @@ class _LlamaExporter:
                 self.graph.add_output(f"present_{side}_{layer}", self._cache_shape())
 
     def _cache_shape(self) -> list[int | str]:
-        return ["B", self.config.num_kv_heads, self.context_len, self.config.head_dim]
+        return ["B", self.config.num_kv_heads, "S", self.config.head_dim]
 
     def _output_matrix(self, embeddings: str) -> str:
         """The output projection `[hidden, V]`. Tied: one copy in the file, turned round by constant folding at load."""

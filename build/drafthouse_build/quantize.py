@@ -30,6 +30,7 @@ def quantize_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     transposed = {node.output[0]: node.input[0] for node in source.node if node.op_type == "Transpose" and node.input[0] in constants}
     result = onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name)
     result.opset_import.extend([*model.opset_import, helper.make_opsetid("com.microsoft", 1)])
+    result.metadata_props.extend(model.metadata_props)
     graph = result.graph
     graph.name = source.name
     graph.input.extend(source.input)

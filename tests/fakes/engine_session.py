@@ -55,16 +55,21 @@ class FakeSession:
 
     def __post_init__(self) -> None:
         self.cache = np.zeros((self.slots, self.manifest.context_len), np.int64)
+        self.num_rows = self.manifest.context_len
 
     @property
     def pool_bytes(self) -> int:
         return self.cache.nbytes
 
+    def resize(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+        self.cache[:, num_rows:] = 0
+
     def bind(self, first_slot: int, num_rows: int, num_tokens: int, num_packed: int) -> FakeStep:
         packed, rows, rectangle = (num_packed,), (num_rows,), (num_rows, num_tokens)
         # What a call leaves to chance is out of range.
         ids, positions, starts, unpack, pack = (np.full(shape, -99) for shape in (packed, rectangle, rows, rectangle, packed))
-        mask = np.zeros((num_rows, 1, num_tokens, self.manifest.context_len), np.bool_)
+        mask = np.zeros((num_rows, 1, num_tokens, self.num_rows), np.bool_)
         logits = np.zeros((num_packed, self.manifest.vocab_size), np.float32)
         return FakeStep(self, first_slot, ids, positions, starts, mask, unpack, pack, logits)
 
@@ -80,7 +85,7 @@ class FakeSession:
         num_rows, num_tokens = step.unpack_indices.shape
         num_packed = len(step.input_ids)
         self.calls.append((step.first_slot, num_rows, num_tokens, num_packed))
-        if (step.write_indices + num_tokens > self.manifest.context_len).any():
+        if (step.write_indices + num_tokens > self.num_rows).any():
             raise EngineError("a row reaches past the cache")
         for low, indices, high in ((0, step.unpack_indices, num_packed), (0, step.pack_indices, num_rows * num_tokens)):
             assert ((low <= indices) & (indices < high)).all()
@@ -93,7 +98,7 @@ class FakeSession:
                     self.fail_at.remove(slot)
                     raise EngineError("out of memory")
             self.cache[slot, start : start + num_tokens] = step.input_ids[step.unpack_indices[row]]
-            seen[row] = step.attn_mask[row, 0] @ self.cache[slot]
+            seen[row] = step.attn_mask[row, 0] @ self.cache[slot, : self.num_rows]
         answers = (seen + step.position_ids).reshape(-1)[step.pack_indices] % self.manifest.vocab_size
         step.logits[:] = 0
         step.logits[np.arange(num_packed), answers] = 9

@@ -25,7 +25,8 @@ class OnnxLlama:
         self.session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         past = [value for value in self.session.get_inputs() if value.name.startswith("past_")]
         self.num_layers = len(past) // 2
-        _, self.num_kv_heads, self.context_len, self.head_dim = past[0].shape
+        _, self.num_kv_heads, _, self.head_dim = past[0].shape
+        self.context_len = int(self.session.get_modelmeta().custom_metadata_map["context_len"])
         self.cache = np.zeros((self.num_layers, 2, rows, self.num_kv_heads, self.context_len, self.head_dim), np.float32)
 
     def step(

@@ -154,6 +154,33 @@ def test_slots_are_copied_and_cleared_row_by_row(tiny_engine_dir: EngineDir) -> 
         assert not np.allclose(left[1], right[1], atol=1e-2)
 
 
+def test_a_resized_session_keeps_what_still_fits(tiny_engine_dir: EngineDir) -> None:
+    session = OnnxSession(tiny_engine_dir(), read_manifest(tiny_engine_dir()), slots=3, num_threads=1)
+
+    def logits(tokens: list[int], start: int) -> NDArray[np.float32]:
+        step = session.bind(1, 2, 4, 8)
+        step.pack_indices[:] = np.arange(8)
+        step.unpack_indices[:] = np.arange(8).reshape(2, 4)
+        step.input_ids[:] = tokens
+        step.write_indices[:] = start
+        step.position_ids[:] = start + np.arange(4)
+        step.attn_mask[:] = np.arange(step.attn_mask.shape[3]) <= step.position_ids[:, None, :, None]
+        step.run()
+        return step.logits.copy()
+
+    logits([1, 2, 3, 4, 4, 3, 2, 1], 0)
+    expected = logits([5, 6, 7, 8, 8, 7, 6, 5], 4)
+    for num_rows in (24, 8, 96, 13):
+        session.resize(num_rows)
+        assert session.bind(1, 2, 4, 8).attn_mask.shape == (2, 1, 4, num_rows)
+        assert np.array_equal(logits([5, 6, 7, 8, 8, 7, 6, 5], 4), expected)
+    session.copy_rows(1, np.array([0]), np.array([3]))
+    session.clear_slot(2, first_row=3)
+    changed = logits([5, 6, 7, 8, 8, 7, 6, 5], 4)
+    assert not np.isclose(changed, expected).all(axis=1).any()
+    assert session.pool_bytes == 2 * 2 * 3 * 2 * CONTEXT_LEN * 16 * 4
+
+
 def test_one_token_is_padded_to_two_unless_it_is_to_be_measured(tiny_engine_dir: EngineDir) -> None:
     row = StepCall([step_row(1, [4])])
     padded = load_engine(tiny_engine_dir(), FAST)

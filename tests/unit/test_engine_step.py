@@ -200,6 +200,22 @@ def test_what_is_wrong_with_one_row_stays_out_of_the_slots_that_run_along() -> N
     assert session.calls[-1] == (1, 1, 2, 2)
 
 
+def test_the_network_sees_as_many_cache_rows_as_the_fullest_slot_needs() -> None:
+    engine, session = fake_engine()
+    step(engine, step_row(1, [3]))
+    assert session.num_rows == 4  # an eighth of the cache: one token and the place that pads it
+    tokens = fill(engine, 2, 14)
+    assert session.num_rows == 20
+    assert step(engine, step_row(1, [4], prefix_len=1))[0].sampled.tolist() == [predicted([3, 4])]
+    assert session.num_rows == 20
+    engine.release([2])
+    assert step(engine, step_row(1, [5], prefix_len=2))[0].sampled.tolist() == [predicted([3, 4, 5])]
+    assert session.num_rows == 8
+    step(engine, step_row(1, [6, 7], prefix_len=3, num_committed=1), num_steps=3)
+    assert session.num_rows == 12  # up to five tokens, two drafts of its own
+    assert len(tokens) == 14
+
+
 def test_a_failing_network_call_costs_its_own_rows_only_and_heals() -> None:
     engine, session = fake_engine(slots=3)
     tokens = fill(engine, 1, 4)

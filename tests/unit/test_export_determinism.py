@@ -127,3 +127,13 @@ def test_rows_of_any_length_share_a_call_bit_by_bit(llama: OnnxLlama) -> None:
                 lengths_seen.add(length)
                 done[row] += length
     assert {1, 2, 6, 12} <= lengths_seen
+
+
+@pytest.mark.parametrize("window", [48, 50, 64, 77])
+def test_the_number_of_cache_rows_given_to_the_network_does_not_matter(llama: OnnxLlama, window: int) -> None:
+    expected = run_chain(llama, 0, 3, [2, 6, 4, 12])
+    whole = llama.cache
+    llama.context_len, llama.cache = window, np.ascontiguousarray(whole[:, :, :, :, :window])
+    found = run_chain(llama, 0, 3, [2, 6, 4, 12])
+    llama.context_len, llama.cache = whole.shape[4], whole
+    np.testing.assert_array_equal(found, expected)

@@ -37,13 +37,13 @@ def test_inputs_and_outputs_are_the_documented_ones(model: onnx.ModelProto) -> N
             for value in values  # type: ignore[attr-defined]
         }
 
-    cache = ("B", 2, CONTEXT_LEN, 16)
+    cache = ("B", 2, "S", 16)
     sides = [f"{side}_{layer}" for layer in range(3) for side in "kv"]
     assert described(model.graph.input) == {
         "input_ids": ("N",),
         "position_ids": ("B", "T"),
         "write_indices": ("B",),
-        "attn_mask": ("B", 1, "T", CONTEXT_LEN),
+        "attn_mask": ("B", 1, "T", "S"),
         "unpack_indices": ("B", "T"),
         "pack_indices": ("N",),
         **{f"past_{side}": cache for side in sides},

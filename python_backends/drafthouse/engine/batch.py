@@ -274,4 +274,4 @@ class InputWriter:
     def write_chains(self, step: BoundStep) -> None:
         """Every token follows the one before it in its row and sees everything up to itself."""
         np.add(step.write_indices[:, None], self._columns[: step.position_ids.shape[1]], out=step.position_ids)
-        np.less_equal(self._columns, step.position_ids[:, :, None], out=step.attn_mask[:, 0])
+        np.less_equal(self._columns[: step.attn_mask.shape[3]], step.position_ids[:, :, None], out=step.attn_mask[:, 0])

@@ -19,6 +19,7 @@ from drafthouse.engine.rows import RowChecker, num_extensions
 from drafthouse.engine.runner import Runner, empty_result
 from drafthouse.engine.session import Session
 from drafthouse.engine.slots import SlotTable
+from drafthouse.engine.window import CacheWindow
 from drafthouse.sampling.vocabulary import read_token_bytes
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -37,6 +38,8 @@ class ModelEngine:
         self._slots = SlotTable(options.slots, manifest.context_len)
         self._runner = Runner(session, manifest, token_bytes, self._slots)
         self._epoch = secrets.randbits(_EPOCH_BITS)
+        self._window = CacheWindow(session, self._slots)
+        self._window.resize(manifest.context_len // 2)  # as full as slots are in the middle of their requests
         shapes = shapes_to_measure(options.min_step_tokens, manifest.max_step_tokens, options.slots)
         cost_ms = measure_calls(self._runner.rehearse, shapes, options.calibration_ms)
         self.costs = CallCosts(options.min_step_tokens, manifest.max_step_tokens, cost_ms)
@@ -53,6 +56,7 @@ class ModelEngine:
     def reserve(self) -> None:
         """Takes the memory of the largest possible call and of the whole pool now, so that none has to be found while serving."""
         slots, most = self._limits.slots, self._limits.max_step_tokens
+        self._window.resize(self._slots.context_len)
         self._runner.rehearse(slots, most, slots * most)
         for slot in range(self._limits.slots):
             self._session.clear_slot(slot)
@@ -70,6 +74,7 @@ class ModelEngine:
             else:
                 answers[index] = admitted
         if tasks:
+            self._window.fit(tasks)
             for task, answer in zip(tasks, self._runner.run(tasks, call, self.costs), strict=True):
                 answers[task.index] = answer
         return self._result([answers[index] for index in range(len(call.rows))])

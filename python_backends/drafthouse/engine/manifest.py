@@ -7,6 +7,7 @@ from pathlib import Path
 from drafthouse.core.errors import invalid
 
 MANIFEST_NAME = "engine.json"
+CONTEXT_LEN_KEY = "context_len"  # in the metadata of the graph, whose own shapes leave it open
 
 
 @dataclass(frozen=True, slots=True)

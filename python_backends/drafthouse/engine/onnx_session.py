@@ -23,7 +23,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 
 from drafthouse.core.errors import invalid
 from drafthouse.engine.contract import EngineError
-from drafthouse.engine.manifest import EngineManifest
+from drafthouse.engine.manifest import CONTEXT_LEN_KEY, EngineManifest
 
 MODEL_NAME = "model.onnx"
 _BINDINGS_KEPT = 128
@@ -71,8 +71,11 @@ class OnnxSession:
         self._manifest = manifest
         self._session = _open(folder / MODEL_NAME, num_threads)
         _check_inputs(self._session, manifest)
-        shape = (2 * manifest.num_layers, slots, manifest.num_kv_heads, manifest.context_len, manifest.head_dim)
-        self._pool = np.zeros(shape, np.float32)
+        self._is_fixed = isinstance(next(value for value in self._session.get_inputs() if value.name == "past_k_0").shape[2], int)
+        self._slots = slots
+        per_slot = manifest.num_kv_heads * manifest.context_len * manifest.head_dim
+        self._memory = np.zeros((2 * manifest.num_layers, slots * per_slot), np.float32)
+        self._pool = self._view(manifest.context_len)
         # All bindings share these: calls come one at a time, and buffers of their own would add up to gigabytes.
         tokens = slots * manifest.max_step_tokens
         self._indices = {name: np.zeros(tokens, np.int64) for name in _INDEX_INPUTS}
@@ -83,7 +86,20 @@ class OnnxSession:
 
     @property
     def pool_bytes(self) -> int:
-        return self._pool.nbytes
+        return self._memory.nbytes
+
+    def resize(self, num_rows: int) -> None:
+        """Moves what every slot holds closer together, or further apart: the runtime wants a call's cache in one piece."""
+        before = self._pool.shape[3]
+        if self._is_fixed or num_rows == before:
+            return
+        kept = min(num_rows, before)
+        after = self._view(num_rows)
+        for source, target in zip(self._pool, after, strict=True):
+            target[:, :, :kept] = source[:, :, :kept].copy()
+        self._pool = after
+        self._caches.clear()
+        self._steps.clear()
 
     def bind(self, first_slot: int, num_rows: int, num_tokens: int, num_packed: int) -> OnnxStep:
         slots, sizes = (first_slot, num_rows), (num_tokens, num_packed)
@@ -103,6 +119,11 @@ class OnnxSession:
     def clear_slot(self, slot: int, first_row: int = 0) -> None:
         self._pool[:, slot, :, first_row:] = 0
 
+    def _view(self, num_rows: int) -> NDArray[np.float32]:
+        """``[2 · layers, slots, H_kv, num_rows, D_h]``, the cache as the network is given it."""
+        shape = (self._slots, self._manifest.num_kv_heads, num_rows, self._manifest.head_dim)
+        return self._memory[:, : math.prod(shape)].reshape(len(self._memory), *shape)
+
     def _bind_caches(self, first_slot: int, num_rows: int) -> ort.IOBinding:
         binding = self._session.io_binding()
         shape = (num_rows, *self._pool.shape[2:])
@@ -115,10 +136,10 @@ class OnnxSession:
 
     def _bind_tokens(self, binding: ort.IOBinding, num_rows: int, num_tokens: int, num_packed: int) -> OnnxStep:
         """Binds all but the caches, whose binding would cost ten times as much, anew."""
-        rectangle, context_len = (num_rows, num_tokens), self._manifest.context_len
+        rectangle, window = (num_rows, num_tokens), self._pool.shape[3]
         shapes = ((num_packed,), rectangle, (num_rows,), rectangle, (num_packed,))
         inputs = {name: self._indices[name][: math.prod(shape)].reshape(shape) for name, shape in zip(_INDEX_INPUTS, shapes, strict=True)}
-        mask = self._attn_mask[: num_rows * num_tokens * context_len].reshape(num_rows, 1, num_tokens, context_len)
+        mask = self._attn_mask[: num_rows * num_tokens * window].reshape(num_rows, 1, num_tokens, window)
         logits = self._logits[:num_packed]
         for name, array in inputs.items():
             binding.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
@@ -147,9 +168,12 @@ def _check_inputs(session: ort.InferenceSession, manifest: EngineManifest) -> No
     cache = [manifest.num_kv_heads, manifest.context_len, manifest.head_dim]
     expected = {f"past_{side}_{layer}": cache for layer in range(manifest.num_layers) for side in "kv"}
     inputs = {value.name: list(value.shape[1:]) for value in session.get_inputs()}
+    context_len = session.get_modelmeta().custom_metadata_map.get(CONTEXT_LEN_KEY)
     for name in (*_INDEX_INPUTS, "attn_mask"):
         if inputs.pop(name, None) is None:
             raise invalid(MODEL_NAME, f"a graph without the input {name}", "a graph of this version: rebuild the engine")
+    for shape in inputs.values():
+        shape[1] = int(context_len) if context_len and isinstance(shape[1], str) else shape[1]
     if inputs != expected:
         raise invalid(MODEL_NAME, _first_difference(inputs, expected), "the caches that engine.json describes: rebuild the engine")
     vocab_size = next((value.shape[-1] for value in session.get_outputs() if value.name == "logits"), None)

@@ -12,7 +12,7 @@ class BoundStep(Protocol):
     Steps of one session may share buffers: what is written into one is lost when another is bound, filled or run.
 
     Row b works on cache slot ``first_slot + b``. The N tokens of all rows are packed; attention has them in a rectangle of B rows and T
-    places. ``write_indices[b] + T`` must not exceed S, and every mask row must see at least its own cache row: the network turns an
+    places. ``write_indices[b] + T`` must not exceed S', and every mask row must see at least its own cache row: the network turns an
     empty row into NaN. A place without a token computes with the one that ``unpack_indices`` names, and writes that into the cache.
     """
 
@@ -23,7 +23,7 @@ class BoundStep(Protocol):
 
     @property
     def position_ids(self) -> NDArray[np.int64]:
-        """``[B, T]``, below S"""
+        """``[B, T]``, below S'"""
         ...
 
     @property
@@ -33,7 +33,7 @@ class BoundStep(Protocol):
 
     @property
     def attn_mask(self) -> NDArray[np.bool_]:
-        """``[B, 1, T, S]``, which cache rows each token sees"""
+        """``[B, 1, T, S']``, which cache rows each token sees: S' of S, see ``Session.resize``"""
         ...
 
     @property
@@ -62,6 +62,13 @@ class Session(Protocol):
     @property
     def pool_bytes(self) -> int:
         """Size of the cache; pages that no request has used yet take no memory."""
+        ...
+
+    def resize(self, num_rows: int) -> None:
+        """Calls bound from now on work with the first ``num_rows`` (S') cache rows of every slot; what lies behind them is lost.
+
+        For a runtime that reads all of S' whatever the mask says. One that does not may ignore this, and keep S' = S.
+        """
         ...
 
     def bind(self, first_slot: int, num_rows: int, num_tokens: int, num_packed: int) -> BoundStep:

@@ -140,6 +140,10 @@ class SlotTable:
         entry = self._by_slot.get(slot)
         return entry.committed_len + len(entry.draft_tokens) if entry else 0
 
+    def rows_in_use(self) -> int:
+        """Cache rows of the fullest slot that hold something of use."""
+        return max((entry.committed_len + len(entry.draft_tokens) for entry in self._by_slot.values()), default=0)
+
     def admit(self, row: StepRow) -> CacheEntry | RowStatus:
         """The entry for ``row``, new where the request is; or the reason why the row cannot run now."""
         entry = self._entries.get(row.request_uid)
