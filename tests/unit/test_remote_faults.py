@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from drafthouse.engine.contract import EngineError, RowStatus, StepCall
+from drafthouse.engine.contract import EngineError, RowStatus, StepCall, StepResult
 from drafthouse.fusion.contract import DraftCall
 from drafthouse.fusion.fuser import CollaborativeFusion, FusionOptions
 from fakes.drafter_scripted import ScriptedDrafter, counts
@@ -126,6 +127,30 @@ def unknown_status(message: np.ndarray) -> np.ndarray:
 
 def empty(message: np.ndarray) -> np.ndarray:
     return message[:0]
+
+
+class Grower(ScriptedDrafter):
+    """Says that its self-extended nodes have these parents."""
+
+    parents: tuple[int, ...] = ()
+
+    async def step(self, call: StepCall, release_uids: Sequence[int] = ()) -> StepResult:
+        answer = await super().step(call, release_uids)
+        return replace(answer, rows=[replace(row, extended_parents=np.array(self.parents, np.int32)) for row in answer.rows])
+
+
+@async_test
+async def test_nodes_that_do_not_fit_together_are_an_engine_error() -> None:
+    node = FakeNode(Grower("code", counts()))
+    async with serving(node), reaching(node) as drafter:
+        for parents, is_good in (((0,), True), ((1,), False), ((-1,), False), ((0, 1, 2), False)):
+            node.drafter.parents = parents  # type: ignore[attr-defined]
+            await until(lambda: drafter.nodes[0].is_up, drafter)
+            if is_good:
+                assert (await drafter.step(asks(1))).rows[0].extended_parents.tolist() == [0]
+            else:
+                with pytest.raises(EngineError, match="do not fit together"):
+                    await drafter.step(asks(1))
 
 
 @pytest.mark.parametrize("spoils", [too_many, strange_token, negative_dims, unknown_status, empty])

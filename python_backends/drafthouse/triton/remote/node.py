@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
 import tritonclient.grpc.aio as triton
 
 from drafthouse.core.clock import now_ns
@@ -156,13 +157,17 @@ class RemoteNode:
         return unpack_step_result(self._answers.unseal(answer.as_numpy(MESSAGE.name)))
 
     def _check(self, call: StepCall, result: StepResult) -> None:
-        """Another build's drafter must not reach the target. Raises ValueError."""
+        """Another build's drafter must reach neither fusion nor the target. Raises ValueError."""
         if len(result.rows) != len(call.rows):
             raise ValueError(f"{len(result.rows)} rows instead of {len(call.rows)}")
         for row in result.rows:
             for ids in (row.sampled, row.candidate_ids):
                 if ids.size and not 0 <= ids.min() <= ids.max() < self._contact.vocab_size:
                     raise ValueError(f"token ids outside the vocabulary of {self._contact.vocab_size}")
+            first = len(row.sampled) - len(row.extended_parents)  # every extended node follows its parent
+            inside = (row.extended_parents >= 0) & (row.extended_parents < first + np.arange(len(row.extended_parents)))
+            if first < 0 or not inside.all() or row.candidate_ids.shape != row.candidate_probs.shape:
+                raise ValueError("output nodes that do not fit together")
 
     def _leave_out(self, trouble: str) -> None:
         if self.is_up or self.trouble == NOT_ASKED:  # and not at every probe after that
