@@ -19,8 +19,8 @@ class Mode:
 
 
 TARGET_ONLY = Mode("target_only", "target_only")
-SINGLE_DRAFTER = Mode("single_drafter", "single_drafter")
-COLLABORATIVE = Mode("collaborative", "collaborative")
+SINGLE_DRAFTER = Mode("single_drafter", "vanilla")
+COLLABORATIVE = Mode("collaborative", "cosine")
 # The padded baseline pays for byte-identical text: here the target's T = 1 call runs as it is.
 TARGET_ONLY_UNPADDED = Mode("target_only_unpadded", "target_only", {"min_step_tokens": "1"})
 

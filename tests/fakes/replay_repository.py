@@ -36,4 +36,4 @@ def made_up_costs(call_ms: float) -> EngineCosts:
 def made_up_profile() -> StageProfile:
     """Costs of the repository's models."""
     engines = {"target": made_up_costs(TARGET_MS), "twin": made_up_costs(DRAFTER_MS), "stranger": made_up_costs(DRAFTER_MS)}
-    return StageProfile(engines, HopCosts(HOP, HOP, HOP, HOP, HopCost(0.1)), "made up")
+    return StageProfile(engines, HopCosts(HOP, HOP, HOP, HOP, pipeline=HopCost(0.1), fanout=HopCost(0.05, 0.01)), "made up")

@@ -19,6 +19,7 @@ from drafthouse_load.replay.record import (
     prefill_shapes,
     record_engines,
 )
+from drafthouse_load.replay.record_fusion import record_fanout
 from fakes.replay_repository import build_replay_repository
 
 FULL = EngineCosts(1, {(rows, tokens): 10.0 + rows * tokens for rows in (1, 2, 4, 8) for tokens in range(1, 17)}, 0.0, 0.7, 0.0, 0.1)
@@ -52,31 +53,32 @@ def test_empty_places_cost_what_unequal_rows_take_longer() -> None:
 def test_messages_are_what_is_left_of_a_stage() -> None:
     """Two concurrencies: a message of 1 ms + 0.5 ms per row to the target, twice 2 ms + 0.25 ms per row for drafting."""
     drafter = EngineCosts(1, {(1, 2): 1.0}, 0.0, 0.2, 0.1, 0.0)
+    fanout = HopCost(0.1, 0.05)
     points = [
         HopPoint(
             rows=rows,
             drafted=3.0,
             verify_other_ms=1.0 + 0.5 * rows + FULL.around(1, round(rows * 4)),
-            draft_other_ms=2 * (2.0 + 0.25 * rows) + drafter.around(3, round(rows * 3)),
+            draft_other_ms=2 * (2.0 + 0.25 * rows) + drafter.around(3, round(rows * 3)) + fanout.ms(rows),
             pipeline_ms=0.3,
         )
         for rows in (1.0, 8.0)
     ]
-    hops = hops_from(points, FULL, drafter)
+    hops = hops_from(points, FULL, drafter, fanout)
     assert (hops.target.call_ms, hops.target.row_ms) == pytest.approx((1.0, 0.5), abs=1e-3)
     assert (hops.fusion.call_ms, hops.fusion.row_ms) == pytest.approx((2.0, 0.25), abs=1e-3)
     assert hops.drafter == hops.router == hops.fusion
-    assert hops.pipeline == HopCost(0.3)
-    assert hops_from(points[:1], FULL, drafter).target == HopCost(1.5)
+    assert (hops.pipeline, hops.fanout) == (HopCost(0.3), fanout)
+    assert hops_from(points[:1], FULL, drafter, fanout).target == HopCost(1.5)
     with pytest.raises(ValueError, match="no mode with a drafter"):
-        hops_from([HopPoint(1.0, 0.0, 1.0, 0.0, 0.1)], FULL, drafter)
+        hops_from([HopPoint(1.0, 0.0, 1.0, 0.0, 0.1)], FULL, drafter, fanout)
 
 
 def test_a_real_engine_is_recorded(tmp_path: Path) -> None:
     models = ReplayModels(build_replay_repository(tmp_path))
     calls: list[None] = []
     costs = record_engines(models, lambda: calls.append(None), rounds=1)
-    assert len(calls) == num_recordings(models, rounds=1) == 2
+    assert len(calls) == num_recordings(models, rounds=1) == 4
     assert set(costs) == {"target", "twin", "stranger"}
     assert costs["twin"] is costs["stranger"], "models of one shape are recorded once"
     for own in costs.values():
@@ -87,3 +89,10 @@ def test_a_real_engine_is_recorded(tmp_path: Path) -> None:
         assert own.place_ms >= 0
     assert (costs["target"].num_threads, costs["twin"].num_threads) == (models.target.num_threads, 1)
     assert costs["target"].run_ms == 0.0
+
+
+def test_fusions_work_per_drafter_is_recorded_on_the_real_code() -> None:
+    fanout = record_fanout()
+    assert fanout.ms(8) > 0
+    assert fanout.call_ms >= 0
+    assert fanout.row_ms >= 0

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from drafthouse.core.errors import invalid
+from drafthouse.pipeline.config import PipelineConfig
 from drafthouse_client import Client
 from drafthouse_client.local_server import add_options, running
 from drafthouse_load import machine
@@ -24,10 +25,10 @@ from drafthouse_load.prompts import DomainPrompt, load_prompts, parse_prompts
 from drafthouse_load.replay.costs import StageProfile, read_profile
 from drafthouse_load.replay.models import TARGET, ReplayModels, read_parameters
 from drafthouse_load.replay.record import HopPoint, hops_from, num_recordings, record_engines
+from drafthouse_load.replay.record_fusion import record_fanout
 from drafthouse_load.report import require_plotting, write_json
 
 MAX_CONCURRENCY = 64
-VANILLA_DRAFTER = "general"  # of mode `vanilla`, unless the repository says otherwise
 _SHIPPED = "mixed_prompts.jsonl"
 # Enough rounds of sequential modes to know what messages cost, where the measured half does not tell.
 _HOP_PROMPTS = 16
@@ -150,8 +151,9 @@ def _replay(
 def record_profile(models: ReplayModels, points: Sequence[HopPoint], advance: Callable[[str], None]) -> StageProfile:
     """Engines measured here and now, messages from a server's counters."""
     engines = record_engines(models, lambda: advance("stage costs of the engines"))
-    hops = hops_from(points, engines[TARGET], engines[VANILLA_DRAFTER])
-    return StageProfile(engines, hops, f"engines alone in one process, messages from {len(points)} blocks of sequential modes")
+    drafter = models.parameters.get("single_drafter", PipelineConfig().single_drafter)
+    hops = hops_from(points, engines[TARGET], engines[drafter], record_fanout())
+    return StageProfile(engines, hops, f"engines and fusion alone in one process, messages from {len(points)} blocks of sequential modes")
 
 
 @contextmanager

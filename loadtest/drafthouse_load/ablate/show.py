@@ -8,12 +8,15 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-_COLUMNS = ("k", "tok/s", "cosine ×", "mean ms", "p95 ms", "tok/ver", "v idle", "d idle")
+_COLUMNS = ("k", "tok/s", "cosine ×", "mean", "p95", "t/v", "v idle", "d idle")
 
 
 def ablate_table(results: Sequence[Mapping[str, Any]], ratios: Sequence[Mapping[str, Any]], concurrency: int, title: str) -> Table:
     """One concurrency: a row per mode."""
-    caption = "k: fixed draft tokens; cosine ×: cosine's throughput over this mode's, 95 % interval; tok/ver: tokens per verification"
+    caption = (
+        "− part: cosine without it; k: fixed draft tokens; cosine ×: its tokens/s over this mode's, 95 % interval;\n"
+        "mean, p95: latency in ms; t/v: tokens per verification; idle: target's and drafters' share of the time"
+    )
     table = Table(title=f"{title}, {concurrency} at once", caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("mode", no_wrap=True)
     for column in _COLUMNS:
@@ -28,7 +31,7 @@ def ablate_table(results: Sequence[Mapping[str, Any]], ratios: Sequence[Mapping[
 def _cells(own: Mapping[str, Any], over: Mapping[str, Any] | None) -> list[str]:
     k = own["num_draft_tokens"]
     return [
-        str(own["mode"]),
+        str(own["mode"]).replace("cosine_without_", "− "),
         "" if k is None else str(k),
         f"{own['tokens_per_s']:.1f}",
         "" if over is None else f"{over['throughput']:.2f} ({over['throughput_ci95'][0]:.2f}–{over['throughput_ci95'][1]:.2f})",

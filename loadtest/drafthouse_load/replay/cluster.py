@@ -48,7 +48,7 @@ class EngineProcess:
 
 
 class CallerWork:
-    """What `cosine` does by itself, once per call to the target: nothing else of `cosine` runs meanwhile."""
+    """What a process does by itself for each call that it makes: it does nothing else meanwhile."""
 
     def __init__(self, core: VirtualCore, cost: HopCost) -> None:
         self._core = core

@@ -88,7 +88,7 @@ class HopCost:
     call_ms: float
     row_ms: float = 0.0  # per request in the message
 
-    def ms(self, rows: int) -> float:
+    def ms(self, rows: float) -> float:
         """Milliseconds for a message with so many rows."""
         return max(self.call_ms + self.row_ms * rows, 0.0)
 
@@ -101,7 +101,8 @@ class HopCosts:
     fusion: HopCost
     drafter: HopCost
     router: HopCost
-    pipeline: HopCost  # not a message: `cosine`'s own work per verification
+    pipeline: HopCost  # not a message: `cosine`'s own work per call to the target
+    fanout: HopCost  # not a message: `fusion`'s own work per call to a drafter
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "HopCosts":

@@ -13,7 +13,8 @@ from drafthouse_load.replay.costs import EngineCosts, HopCost, HopCosts
 from drafthouse_load.replay.models import TARGET, ReplayModel, ReplayModels
 
 ROUNDS = 5  # over all decoding shapes: a disturbance hits every shape's samples alike, and the median drops it
-_PREFILL_ROUNDS = 2
+_DRAFTER_FACTOR = 3  # more rounds: calls of less than a millisecond: cheap, and easily disturbed
+_PREFILL_ROUNDS = 3
 _LONGEST_VERIFICATION = 17  # committed token and a draft of 16
 _PREFILL_LENGTHS = (24, 32, 48, 64)
 _PREFILL_ROWS = (1, 2, 4, 8)
@@ -73,14 +74,14 @@ def record_engines(models: ReplayModels, progress: Callable[[], None], rounds: i
     """
     costs = {TARGET: record_engine(models.target, False, progress, rounds)}
     for group in _like_shaped(models.drafters):
-        recorded = record_engine(models.drafters[group[0]], True, progress, rounds)
+        recorded = record_engine(models.drafters[group[0]], True, progress, rounds * _DRAFTER_FACTOR)
         costs |= dict.fromkeys(group, recorded)
     return costs
 
 
 def num_recordings(models: ReplayModels, rounds: int = ROUNDS) -> int:
     """How often `record_engines` reports progress."""
-    return rounds * (1 + len(_like_shaped(models.drafters)))
+    return rounds * (1 + _DRAFTER_FACTOR * len(_like_shaped(models.drafters)))
 
 
 def _like_shaped(drafters: Mapping[str, ReplayModel]) -> list[list[str]]:
@@ -165,11 +166,12 @@ class HopPoint:
     pipeline_ms: float  # neither draft nor verify
 
 
-def hops_from(points: Sequence[HopPoint], target: EngineCosts, drafter: EngineCosts) -> HopCosts:
+def hops_from(points: Sequence[HopPoint], target: EngineCosts, drafter: EngineCosts, fanout: HopCost) -> HopCosts:
     """What messages cost, from rounds with one call each of `fusion`, one drafter and `target`.
 
     What a stage takes besides its sessions, less what its engine takes around them by itself (`record_engine`), is messages and
-    waking up with cold caches. The draft stage's two messages (`cosine` → `fusion` → drafter) are not told apart: each gets half.
+    waking up with cold caches. The draft stage's two messages (`cosine` → `fusion` → drafter) are not told apart: without fusion's own
+    work for the drafter (``fanout``), each gets half.
     The router was not asked in these modes; its message counts like a drafter's. Over several concurrencies, each is a line in rows.
 
     Raises ValueError without a point that drafted.
@@ -178,12 +180,13 @@ def hops_from(points: Sequence[HopPoint], target: EngineCosts, drafter: EngineCo
     if not drafting:
         raise ValueError("no mode with a drafter was measured")
     verify = [(point.rows, point.verify_other_ms - target.around(1, round(point.rows * (1 + point.drafted)))) for point in points]
-    draft = [
-        (point.rows, (point.draft_other_ms - drafter.around(round(point.drafted), round(point.rows * point.drafted))) / 2)
-        for point in drafting
-    ]
+    draft = []
+    for point in drafting:
+        engine_ms = drafter.around(round(point.drafted), round(point.rows * point.drafted))
+        draft.append((point.rows, (point.draft_other_ms - engine_ms - fanout.ms(point.rows)) / 2))
     half = _line(draft)
-    return HopCosts(_line(verify), half, half, half, _line([(point.rows, point.pipeline_ms) for point in points]))
+    pipeline = _line([(point.rows, point.pipeline_ms) for point in points])
+    return HopCosts(_line(verify), fusion=half, drafter=half, router=half, pipeline=pipeline, fanout=fanout)
 
 
 def _line(points: Sequence[tuple[float, float]]) -> HopCost:

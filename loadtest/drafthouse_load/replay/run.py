@@ -234,12 +234,14 @@ class _Run:
     def _services(self) -> Services:
         models, hops, engines, meters = self._models, self._profile.hops, self._profile.engines, self._meters
         target = ReplayEngine(models.target.shape, engines[TARGET], TargetOutputs(), self._texts)
+        fanout = CallerWork(VirtualCore(), hops.fanout)
         drafters = [
             EngineProcess(
                 name,
                 ReplayEngine(model.shape, engines[name], models.outputs(name), self._texts),
                 VirtualCore(meters.drafters, meters.any),
                 hops.drafter,
+                fanout,
             )
             for name, model in models.drafters.items()
         ]
