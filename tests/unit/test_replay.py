@@ -204,6 +204,14 @@ def test_a_text_that_the_target_would_not_write_is_noticed(
         play(models, texts[:1], "target_only")
 
 
+def test_a_stand_in_that_cannot_answer_fails_the_replay_although_the_pipeline_goes_on_without_it(
+    models: ReplayModels, texts: list[ReferenceText], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drafthouse_load.replay.engine.RECORDED_CANDIDATES", 0)
+    with pytest.raises(ReplayError, match="candidates"):
+        play(models, texts[:1], "vanilla", single_drafter="twin")
+
+
 class _Astray(TargetOutputs):
     """A target that never writes what the reference says."""
 

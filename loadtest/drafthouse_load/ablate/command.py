@@ -19,7 +19,7 @@ from drafthouse_load.ablate.arms import ARMS, TARGET_ONLY, VANILLA, arms_named, 
 from drafthouse_load.ablate.measure import AblateSettings, Block, ServerBench, choose, measure_blocks, measure_sweeps
 from drafthouse_load.ablate.replayed import ReplayBench, hop_points, replay_arms, replay_sweeps
 from drafthouse_load.ablate.report import Measured, Replayed, ablate_report
-from drafthouse_load.ablate.show import ablate_table, write_ablate_plot
+from drafthouse_load.ablate.show import LEGEND, ablate_table, write_ablate_plot
 from drafthouse_load.modes import ModelControl
 from drafthouse_load.prompts import DomainPrompt, load_prompts, parse_prompts
 from drafthouse_load.replay.costs import StageProfile, read_profile
@@ -178,8 +178,9 @@ def _halves(report: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def show(report: Mapping[str, Any], settings: AblateSettings, console: Console) -> None:
-    """Print a table per half and concurrency."""
+    """Print a table per half and concurrency, and what their columns mean."""
     all_ratios = (report["ratios"], report.get("replay", {"ratios": []})["ratios"])
     for (title, rows), ratios in zip(_halves(report).items(), all_ratios, strict=True):
         for concurrency in settings.concurrency if rows else ():
             console.print(ablate_table(rows, ratios, concurrency, title))
+    console.print(LEGEND)

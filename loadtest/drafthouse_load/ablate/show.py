@@ -10,14 +10,15 @@ from rich.table import Table
 
 _COLUMNS = ("k", "tok/s", "cosine ×", "mean", "p95", "t/v", "v idle", "d idle")
 
+LEGEND = (
+    "− part: cosine without it. k: fixed draft tokens. cosine ×: cosine's tokens/s over this mode's, 95 % interval.\n"
+    "mean, p95: latency in ms. t/v: tokens per verification. v idle, d idle: share of the time without target or drafter work."
+)
+
 
 def ablate_table(results: Sequence[Mapping[str, Any]], ratios: Sequence[Mapping[str, Any]], concurrency: int, title: str) -> Table:
     """One concurrency: a row per mode."""
-    caption = (
-        "− part: cosine without it; k: fixed draft tokens; cosine ×: its tokens/s over this mode's, 95 % interval;\n"
-        "mean, p95: latency in ms; t/v: tokens per verification; idle: target's and drafters' share of the time"
-    )
-    table = Table(title=f"{title}, {concurrency} at once", caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(title=f"{title}, {concurrency} at once", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("mode", no_wrap=True)
     for column in _COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)

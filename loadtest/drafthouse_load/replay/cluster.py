@@ -1,7 +1,8 @@
 """The processes of a server in virtual time: each has a core of its own, takes one call at a time, and is reached by messages that cost."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from drafthouse.engine.contract import StepCall, StepResult
@@ -15,15 +16,34 @@ T = TypeVar("T")
 _S_PER_MS = 1e-3
 
 
+class Faults:
+    """What went wrong inside the replayed processes. The pipeline goes on without a drafter, fusion or a router that fails; in a replay
+    none of them may."""
+
+    def __init__(self) -> None:
+        self.seen: list[Exception] = []
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note an exception of the block on its way out."""
+        try:
+            yield
+        except Exception as error:
+            self.seen.append(error)
+            raise
+
+
 class EngineProcess:
     """A `DrafterClient`, or the pipeline's client of the target."""
 
-    def __init__(self, name: str, engine: ReplayEngine, core: VirtualCore, hop: HopCost, before: "CallerWork | None" = None) -> None:
+    def __init__(self, name: str, engine: ReplayEngine, core: VirtualCore, hop: HopCost, before: "CallerWork", faults: Faults) -> None:
+        """``before``: what the caller has to do by itself."""
         self._name = name
         self._engine = engine
         self._core = core
         self._hop = hop
         self._before = before
+        self._faults = faults
 
     @property
     def name(self) -> str:
@@ -35,13 +55,14 @@ class EngineProcess:
         return await _to_its_end(self._call(call, release_uids))
 
     async def _call(self, call: StepCall, release_uids: Sequence[int]) -> StepResult:
-        if self._before is not None and call.rows:
+        if call.rows:
             await self._before.work(len(call.rows))
         way_s = self._hop.ms(len(call.rows)) * _S_PER_MS / 2
         await asyncio.sleep(way_s)
         async with self._core.held():
-            self._engine.release(release_uids)
-            result = self._engine.step(call)
+            with self._faults.noted():
+                self._engine.release(release_uids)
+                result = self._engine.step(call)
             await asyncio.sleep(self._engine.busy_s)
         await asyncio.sleep(way_s)
         return result
@@ -63,10 +84,11 @@ class CallerWork:
 class FusionProcess:
     """A `Fusion` that takes one draft call at a time, as the model's single instance does."""
 
-    def __init__(self, fusion: Fusion, core: VirtualCore, hop: HopCost) -> None:
+    def __init__(self, fusion: Fusion, core: VirtualCore, hop: HopCost, faults: Faults) -> None:
         self._fusion = fusion
         self._core = core
         self._hop = hop
+        self._faults = faults
 
     async def draft(self, call: DraftCall) -> DraftResult:
         """See `Fusion.draft`."""
@@ -76,7 +98,8 @@ class FusionProcess:
         way_s = self._hop.ms(len(call.rows)) * _S_PER_MS / 2
         await asyncio.sleep(way_s)
         async with self._core.held():
-            result = await self._fusion.draft(call)
+            with self._faults.noted():
+                result = await self._fusion.draft(call)
         await asyncio.sleep(way_s)
         return result
 
@@ -84,16 +107,18 @@ class FusionProcess:
 class RouterProcess:
     """A `Router` behind a message."""
 
-    def __init__(self, router: Router, core: VirtualCore, hop: HopCost) -> None:
+    def __init__(self, router: Router, core: VirtualCore, hop: HopCost, faults: Faults) -> None:
         self._router = router
         self._core = core
         self._hop = hop
+        self._faults = faults
 
     async def route(self, rows: Sequence[RouteRow]) -> Sequence[RouteResult]:
         """See `Router.route`; the message's cost includes the router's work."""
         async with self._core.held():
             await asyncio.sleep(self._hop.ms(len(rows)) * _S_PER_MS)
-            return await self._router.route(rows)
+            with self._faults.noted():
+                return await self._router.route(rows)
 
 
 async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:

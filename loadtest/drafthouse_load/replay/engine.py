@@ -111,7 +111,7 @@ class ReplayEngine:
         task = growth.task
         text, contexts = self._texts[task.row.request_uid], work.contexts[task.index]
         growth.expect(len(work.sampled))
-        for node, token in zip(growth.nodes, growth.tokens.tolist(), strict=True):
+        for node, token in zip(growth.nodes, map(int, growth.tokens), strict=True):
             contexts.append(text.after(contexts[growth.parents[node - task.num_draft - 1]], token))
             work.take(task.index, self._outputs.answer(text, contexts[node], num_steps), ())
         work.parents[task.index] = growth.parents

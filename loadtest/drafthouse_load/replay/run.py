@@ -15,7 +15,7 @@ from drafthouse.pipeline.contract import GenerationRequest, OutputChunk
 from drafthouse.pipeline.loop import Pipeline, Services
 from drafthouse.pipeline.stats import RoundStats
 from drafthouse.routing.contract import Router
-from drafthouse_load.replay.cluster import CallerWork, EngineProcess, FusionProcess, RouterProcess
+from drafthouse_load.replay.cluster import CallerWork, EngineProcess, Faults, FusionProcess, RouterProcess
 from drafthouse_load.replay.costs import StageProfile, check_covers
 from drafthouse_load.replay.engine import ReplayEngine
 from drafthouse_load.replay.models import TARGET, ReplayModels
@@ -126,7 +126,7 @@ def run_replay(
         num_warmup: of the first texts, served before the clock starts; so many at once, too.
 
     Raises:
-        ReplayError: a request failed or got another text.
+        ReplayError: a request failed or got another text, or a stand-in could not answer.
         ClientError: the profile lacks a model.
     """
     check_covers(profile, models.drafter_names)
@@ -187,6 +187,7 @@ class _Run:
         self._texts: dict[int, ReferenceText] = {}  # by request uid
         self._rounds: list[RoundStats] = []
         self._meters = _Meters(BusyMeter(), BusyMeter(), BusyMeter())
+        self._faults = Faults()
 
     async def play(self, texts: Sequence[ReferenceText], concurrency: int, num_warmup: int) -> ReplayResult:
         """All requests, on the running virtual loop."""
@@ -201,6 +202,8 @@ class _Run:
         rounds = tuple(self._rounds[first_round:])
         pipeline.stop()
         await serving
+        if self._faults.seen:
+            raise ReplayError(f"{len(self._faults.seen)} calls failed; the first: {self._faults.seen[0]!r}") from self._faults.seen[0]
         sums = RoundStats()
         for stats in rounds:
             sums.add(stats)
@@ -242,6 +245,7 @@ class _Run:
                 VirtualCore(meters.drafters, meters.any),
                 hops.drafter,
                 fanout,
+                self._faults,
             )
             for name, model in models.drafters.items()
         ]
@@ -249,11 +253,11 @@ class _Run:
         fusion = CollaborativeFusion(drafters, limits, self._fusion_options)
         work = CallerWork(VirtualCore(), hops.pipeline)
         return Services(
-            target=EngineProcess(TARGET, target, VirtualCore(meters.target, meters.any), hops.target, work),
+            target=EngineProcess(TARGET, target, VirtualCore(meters.target, meters.any), hops.target, work, self._faults),
             limits=models.target.shape.limits,
             token_bytes=models.tokenizer.token_bytes,
-            fusion=FusionProcess(fusion, VirtualCore(), hops.fusion),
-            router=RouterProcess(self._router, VirtualCore(), hops.router),
+            fusion=FusionProcess(fusion, VirtualCore(), hops.fusion, self._faults),
+            router=RouterProcess(self._router, VirtualCore(), hops.router, self._faults),
             drafter_names=models.drafter_names,
             on_round=self._rounds.append,
         )
