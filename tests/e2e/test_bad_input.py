@@ -11,7 +11,7 @@ import pytest
 
 from drafthouse.engine.contract import StepCall, StepRow
 from drafthouse.fusion.contract import DraftCall, DraftRow
-from drafthouse.routing.contract import RouteRow
+from drafthouse.routing.contract import RouteRow, new_route_state
 from drafthouse.triton.codec.engine import pack_step
 from drafthouse.triton.codec.envelope import Envelope, Tensors
 from drafthouse.triton.codec.fusion import pack_draft
@@ -162,7 +162,9 @@ def test_a_forged_control_call_is_forbidden(server: Any, path: str) -> None:  # 
 TOKENS = np.array([5], np.int32)
 DRAFT_ROW = DraftRow(1, 0, TOKENS, 1, np.ones(5, np.float32))
 NO_ROUNDS = np.zeros((5, 0), np.int32)
-ROUTE_ROW = RouteRow(1, *np.zeros((2, 5), np.float32), NO_ROUNDS, NO_ROUNDS.astype(np.float32), NO_ROUNDS[0], np.ones(5, np.bool_))
+ROUTE_ROW = RouteRow(
+    1, np.zeros(5, np.float32), new_route_state(5), NO_ROUNDS, NO_ROUNDS.astype(np.float32), NO_ROUNDS[0], np.ones(5, np.bool_)
+)
 FORGED: dict[str, Tensors] = {
     "target": pack_step(StepCall([StepRow(1, 0, TOKENS, 1)])),
     "drafter_code": pack_step(StepCall([StepRow(1, 0, TOKENS, 1)])),

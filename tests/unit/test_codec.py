@@ -218,7 +218,7 @@ def test_routes_survive() -> None:
     tensors = pack_route(rows)
     assert set(tensors) | {LEASE_SECRET.name} == {spec.name for spec in ROUTER.call}
     assert_same(unpack_route(through_the_wire(ROUTER.call, tensors | {LEASE_SECRET.name: SECRET})), rows)
-    results = [RouteResult(rows[0].state, floats(0.0, 1.0), floats(0.25, 0.5), is_exploring=True)]
+    results = [RouteResult(rows[0].state, floats(0.0, 1.0), floats(0.25, 0.5))]
     assert_same(unpack_route_result(pack_route_result(results)), results)
 
 

@@ -11,7 +11,6 @@ import pytest
 from drafthouse.routing.contract import NUM_STATE, RouteRow, new_route_state
 from drafthouse.routing.registry import DEFAULT_POLICY, ROUTERS, TOKEN_EMBEDDINGS_FILE, load_router
 from drafthouse.routing.scores import (
-    Signals,
     agreement,
     beside_peers,
     best_first,
@@ -47,7 +46,7 @@ def test_a_zero_embedding_is_no_division_by_zero() -> None:
 
 
 def test_harmonic_mean_needs_both() -> None:
-    assert harmonic(Signals(floats(1, 0, 0, 0.5), floats(1, 1, 0, 0.25))) == pytest.approx(floats(1, 0, 0, 1 / 3))
+    assert harmonic(floats([1, 0, 0, 0.5], [1, 1, 0, 0.25])) == pytest.approx(floats(1, 0, 0, 1 / 3))
 
 
 def test_evidence_decays_with_every_verified_position_whoever_proposed_there() -> None:
@@ -63,16 +62,20 @@ def test_evidence_decays_with_every_verified_position_whoever_proposed_there() -
         if value is not None:
             mean, count = (mean * count + value) / (count + 1), count + 1
     assert total[0, 0] == pytest.approx(count)
-    assert running_mean(floats([0.5]), floats([[0.2, 9, 9, 0.6, 9]]), weights, held, total)[0, 0] == pytest.approx(mean)
+    signals = floats([[[0.2, 9, 9, 0.6, 9]]], [[[0, 9, 9, 0, 9]]])
+    got = running_mean(floats([[0.5]], [[0]]), signals, weights, held, total)
+    assert got[:, 0, 0] == pytest.approx([mean, 0])
 
 
 def test_what_all_who_proposed_have_in_common_is_the_text_s_doing() -> None:
     counted = np.array([[[True, True], [True, False], [False, False]]])
-    evidence = floats([[0.2, 0.2], [0.4, 9], [9, 9]])
-    got = beside_peers(evidence, floats([0.8, 0.8, 0.8]), counted, share=1.0)
-    assert got[0, :2, 0] == pytest.approx([0.7, 0.9])  # as far apart as before, around what was expected
-    assert got[0, 0, 1] == pytest.approx(0.2)  # nobody to compare with
-    assert beside_peers(evidence, floats([0.8, 0.8, 0.8]), counted, share=0.0) == pytest.approx(evidence)
+    evidence = floats([[[0.2, 0.2], [0.4, 9], [9, 9]]], [[[0.8, 0.8], [0.8, 9], [9, 9]]])
+    expected = floats([[0.8, 0.8, 0.8]], [[0.8, 0.8, 0.8]])
+    confidence, near = beside_peers(evidence, expected, counted, share=1.0)
+    assert confidence[0, :2, 0] == pytest.approx([0.7, 0.9])  # as far apart as before, around what was expected
+    assert near[0, :2, 0] == pytest.approx([0.8, 0.8])
+    assert confidence[0, 0, 1] == pytest.approx(0.2)  # nobody to compare with
+    assert beside_peers(evidence, expected, counted, share=0.5)[0, 0, :2, 0] == pytest.approx([0.45, 0.65])
 
 
 def test_rank_is_by_value_then_by_index() -> None:
@@ -107,7 +110,6 @@ def test_every_policy_keeps_the_contract(tmp_path: Path, policy: str) -> None:
         assert result.weights.dtype == result.scores.dtype == result.state.dtype == np.float32
         assert result.state.shape == (3, NUM_STATE)
         assert ((result.scores > 0) & (result.scores < 1)).all()
-        assert isinstance(result.is_exploring, bool)
     assert asyncio.run(router.route([])) == []
 
 

@@ -25,6 +25,7 @@ def row(
     target: Sequence[int] = (),
     allowed: Sequence[bool] | None = None,
     accepted_len: float = 5.0,
+    drafted_len: float = 10.0,
     max_drafters: int = 0,
 ) -> RouteRow:
     num_drafters = len(prompt_logprob)
@@ -39,7 +40,7 @@ def row(
         allowed=np.array(allowed or [True] * num_drafters, np.bool_),
         num_rounds=int(len(target) > 0),
         accepted_len=accepted_len,
-        drafted_len=10.0,
+        drafted_len=drafted_len,
         max_drafters=max_drafters,
     )
 
@@ -59,15 +60,14 @@ def known(*drafters: tuple[float, float, float], age: float = 40.0) -> np.ndarra
 
 
 def test_a_new_request_goes_to_those_who_predict_its_prompt_best() -> None:
-    (got,) = route(row([-3.0, -1.5, -2.0, -4.0]), max_drafters=2)
+    (got,) = route(row([-3.0, -1.5, -2.0, -4.0], max_drafters=2))
     assert workers(got) == {1, 2}
     assert got.weights[1] == 1
     assert got.scores.argsort().tolist()[2:] == [2, 1]
-    assert got.is_exploring
 
 
 def test_who_agrees_with_the_target_overtakes_who_is_only_sure() -> None:
-    (first,) = route(row([-1.0, -1.2]), max_drafters=1)
+    (first,) = route(row([-1.0, -1.2], max_drafters=1))
     assert workers(first) == {0}
     wrong, right = [2] * 8, [0] * 8
     later = row([-1.0, -1.2], first.state, [wrong, right], [[SURE] * 8, [UNSURE] * 8], [0] * 8)
@@ -110,41 +110,51 @@ def test_what_is_not_renewed_fades_into_the_mean_of_all() -> None:
 
 def test_exploiting_takes_the_best_and_those_who_are_nearly_as_good() -> None:
     state = known((0.7, 0.9, 20.0), (0.65, 0.85, 20.0), (0.2, 0.3, 20.0), (0.6, 0.8, 20.0))
-    (got,) = route(row([-1.0] * 4, state, [[]] * 4, target=[], accepted_len=4.0), margin=0.8, max_drafters=4)
-    assert got.is_exploring  # nothing verified yet
     last = {"proposals": [[0], [0], [-1], [0]], "probs": [[0.7], [0.7], [0], [0.7]], "target": [0], "accepted_len": 4.0}
     (got,) = route(row([-1.0] * 4, state, **last), margin=0.8, max_drafters=4)  # type: ignore[arg-type]
-    assert not got.is_exploring
     assert workers(got) == {0, 1, 3}
     assert got.weights[0] == 1
     assert (got.weights[[1, 3]] < 1).all()
+    (got,) = route(row([-1.0] * 4, state, **last), margin=0.8, max_drafters=2)  # type: ignore[arg-type]
+    assert workers(got) == {0, 1}
 
 
-def test_below_the_threshold_who_was_not_used_gets_a_try_and_the_best_stays() -> None:
+def test_a_request_explores_at_first_and_whenever_little_is_accepted() -> None:
+    options = {"max_drafters": 2, "explore_below": 3.0}
+    state = known((0.7, 0.9, 20.0), (0.2, 0.3, 20.0), (0.6, 0.8, 20.0))
+    verdict = {"proposals": [[0], [0], [0]], "target": [0]}
+    (first,) = route(row([-1.0] * 3), **options)
+    (content,) = route(row([-1.0] * 3, state, accepted_len=3.0, **verdict), **options)  # type: ignore[arg-type]
+    (worried,) = route(row([-1.0] * 3, state, accepted_len=2.9, **verdict), **options)  # type: ignore[arg-type]
+    assert [len(workers(got)) for got in (first, content, worried)] == [3, 2, 3]
+    (worried,) = route(row([-1.0] * 3, state, accepted_len=2.9, **verdict), **options, explore_drafters=1)  # type: ignore[arg-type]
+    assert len(workers(worried)) == 1
+
+
+def test_exploring_prefers_who_was_not_used_and_the_best_stays() -> None:
     state = known((0.7, 0.9, 20.0), (0.6, 0.8, 20.0), (0.2, 0.3, 0.5))
     last = {"proposals": [[0], [0], [-1]], "probs": [[0.7], [0.6], [0]], "target": [0]}
-    (content,) = route(row([-1.0] * 3, state, accepted_len=4.0, **last), max_drafters=2, explore_below=3.0)
-    (worried,) = route(row([-1.0] * 3, state, accepted_len=2.0, **last), max_drafters=2, explore_below=3.0)
-    assert (content.is_exploring, worried.is_exploring) == (False, True)
-    assert workers(content) == {0, 1}
-    assert workers(worried) == {0, 2}
-    assert worried.weights[0] == 1
-    (never,) = route(row([-1.0] * 3, state, accepted_len=2.0, **last), max_drafters=2, explore_below=3.0, explore_weight=0.0)
-    assert workers(never) == {0, 1}
-    (alone,) = route(row([-1.0] * 3, state, accepted_len=2.0, **last), max_drafters=1, explore_below=3.0, exploit_weight=0.1)
-    assert workers(alone) == {2}
-    assert alone.weights[2] == 1
+
+    def choice(accepted_len: float, wanted: int, **options: float) -> set[int]:
+        (got,) = route(row([-1.0] * 3, state, accepted_len=accepted_len, max_drafters=wanted, **last), **options)  # type: ignore[arg-type]
+        assert got.weights.max() == 1
+        return workers(got)
+
+    assert choice(4.0, 2) == {0, 1}
+    assert choice(1.0, 2) == {0, 2}
+    assert choice(1.0, 2, explore_weight=0.0) == {0, 1}
+    assert choice(1.0, 1) == {2}  # a seat alone is no exception
+    assert choice(1.0, 1, exploit_weight=5.0) == {0}
 
 
 def test_half_of_a_short_draft_is_no_reason_to_explore() -> None:
-    short = row(proposals=[[0], [0]], target=[0], accepted_len=1.0)
-    (got,) = route(RouteRow(**{name: getattr(short, name) for name in short.__slots__} | {"drafted_len": 2.0}), explore_below=2.5)
-    assert not got.is_exploring
+    short = row([-1.0] * 3, proposals=[[0]] * 3, target=[0], accepted_len=1.0, drafted_len=2.0)
+    assert len(workers(route(short, explore_below=2.5, max_drafters=2)[0])) == 2
 
 
 def test_the_call_may_say_how_many_drafters_are_wanted() -> None:
     rows = [row([-1.0] * 5, max_drafters=wanted) for wanted in (0, 1, 4)]
-    assert [len(workers(got)) for got in route(*rows, max_drafters=2)] == [2, 1, 4]
+    assert [len(workers(got)) for got in route(*rows, explore_drafters=2)] == [2, 1, 4]
 
 
 def test_pins_are_kept_whatever_the_scores_say() -> None:
@@ -181,13 +191,13 @@ def test_rows_do_not_influence_each_other() -> None:
     for got, alone in zip(route(*rows), (route(one)[0] for one in rows), strict=True):
         np.testing.assert_allclose(got.state, alone.state, rtol=1e-6)
         np.testing.assert_allclose(got.weights, alone.weights, rtol=1e-6)
-        assert got.is_exploring == alone.is_exploring
 
 
 @pytest.mark.parametrize(
     "bad",
     [
         {"max_drafters": 0},
+        {"explore_drafters": -1},
         {"margin": 0.0},
         {"decay": 1.5},
         {"prior_evidence": -1.0},

@@ -14,7 +14,6 @@ from drafthouse.routing.contract import Router, RouteResult, RouteRow
 
 logger = logging.getLogger(__name__)
 NUM_UNROUTED_DRAFTERS = 2  # drafters that share the work when the router has not answered
-EXPLORING_ROUTE_EVERY = 2  # rounds from one decision to the next while a request tries drafters out
 
 
 class RouteStage:
@@ -47,7 +46,7 @@ class RouteStage:
 
         Not after every round: the call runs beside the target, and takes time from its session where cores are few.
         """
-        due = [state for state in states if len(state.feedback) >= self._interval(state)]
+        due = [state for state in states if len(state.feedback) >= self._route_every]
         await self._route(due)
         for state in due:
             state.feedback = []
@@ -66,9 +65,6 @@ class RouteStage:
     def note(self, rows: Sequence[DraftRow], answers: Sequence[DraftRowResult]) -> None:
         """Hear of a draft round, to know which drafters answer."""
         self._health.note(rows, answers, now_ns())
-
-    def _interval(self, state: RequestState) -> int:
-        return min(EXPLORING_ROUTE_EVERY, self._route_every) if state.is_exploring else self._route_every
 
     async def _route(self, states: Sequence[RequestState]) -> None:
         if self._router is None or not states:
@@ -130,5 +126,4 @@ def _apply(state: RequestState, result: RouteResult) -> None:
         raise ValueError(f"router weights of shape {result.weights.shape} for {len(state.allowed)} drafters, or not finite")
     state.route_state = result.state
     state.scores = result.scores
-    state.is_exploring = result.is_exploring
     state.weights = np.where(state.allowed, result.weights, np.float32(0.0))

@@ -65,7 +65,6 @@ class RequestState:
     num_scored: NDArray[np.int64] = field(init=False)  # [D]; draft (intake)
     route_state: NDArray[np.float32] = field(init=False)  # [D, S], the router's own, carried from call to call; route
     scores: NDArray[np.float32] = field(init=False)  # [D], how good each drafter is, in (0, 1); NaN before the router's first answer; route
-    is_exploring: bool = False  # the router tries drafters out; route
     weights: NDArray[np.float32] | None = None  # [D]; route; None = not routed yet
     draft: Draft | None = None  # draft; consumed by verify
     feedback: list[Feedback] = field(default_factory=list)  # verify appends a round; consumed by route

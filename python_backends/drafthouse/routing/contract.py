@@ -50,7 +50,6 @@ class RouteResult:
     state: NDArray[np.float32]  # [D, S], new routing state
     weights: NDArray[np.float32]  # [D], 0 = sits out; positive weights scale the drafter's confidence in fusion
     scores: NDArray[np.float32]  # [D], in (0, 1): how good each drafter is for this request, whether it takes part or not
-    is_exploring: bool = False  # drafters are being tried out: worth hearing of the next rounds soon
 
 
 class Router(Protocol):

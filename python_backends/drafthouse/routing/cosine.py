@@ -14,7 +14,6 @@ from drafthouse.routing.scores import (
     F32,
     I32,
     Mask,
-    Signals,
     agreement,
     beside_peers,
     best_first,
@@ -26,7 +25,8 @@ from drafthouse.routing.scores import (
 )
 
 LEAST, MOST = np.float32(1e-3), np.float32(1 - 1e-3)  # signals and scores stay inside: every drafter stays choosable
-POOL_EVIDENCE = np.float32(2)  # positions that the assumption about all drafters is worth
+USUAL = np.array([0.45, 0.6], np.float32)[:, None, None]  # both signals of a drafter before anything was verified
+POOL_EVIDENCE = np.float32(2)  # positions that this is worth
 MOST_BEHIND_NATS = 1.0  # per prompt token; beyond, a drafter is simply another field's
 
 
@@ -40,25 +40,23 @@ class CosineOptions:
     """
 
     max_drafters: int = 3  # most drafters per request, where the call does not say
-    margin: float = 0.8  # exploiting, a further drafter needs at least this share of the best one's score
-    explore_below: float = 2.5  # mean accepted draft tokens per round below which a request explores
-    explore_weight: float = 0.3
+    explore_drafters: int = 0  # most while it explores, where the call does not say; 0 = all
+    margin: float = 0.85  # exploiting, a further drafter needs at least this share of the best one's score
+    explore_below: float = 2.0  # a request explores while its rounds accept fewer draft tokens than this, or than half of their drafts
+    explore_weight: float = 0.2
     exploit_weight: float = 1.0
-    decay: float = 0.95  # weight that evidence keeps per verified position, whoever proposed there
+    decay: float = 0.93  # weight that evidence keeps per verified position, whoever proposed there
     prior_evidence: float = 4.0  # verified positions that the prompt's likelihood is worth when generation starts
-    prior_decay: float = 0.97  # what it keeps per verified position
-    sharpness: float = 0.4  # a drafter n nats per prompt token behind starts lower by the factor exp(-sharpness · n)
+    sharpness: float = 0.3  # a drafter n nats per prompt token behind starts lower by the factor exp(-sharpness · n)
     unknown_evidence: float = 2.0  # verified positions that the mean of all drafters is worth: what an unknown one is taken for
-    peer_share: float = 0.8  # how much of what all drafters at a position have in common is put down to the text
-    usual_confidence: float = 0.45  # of drafters, before anything was verified
-    usual_agreement: float = 0.6
+    peer_share: float = 0.9  # how much of what all drafters at a position have in common is put down to the text
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value outside its range."""
-        shares = ("margin", "decay", "prior_decay", "usual_confidence", "usual_agreement", "peer_share")
+        shares = ("margin", "decay", "peer_share")
         amounts = ("explore_below", "explore_weight", "exploit_weight", "prior_evidence", "sharpness", "unknown_evidence")
-        if self.max_drafters < 1:
-            raise ValueError(f"max_drafters must be at least 1, not {self.max_drafters}")
+        if self.max_drafters < 1 or self.explore_drafters < 0:
+            raise ValueError(f"max_drafters must be >= 1 and explore_drafters >= 0, not {self.max_drafters} and {self.explore_drafters}")
         for name in shares:
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in (0, 1], not be {getattr(self, name)}")
@@ -68,17 +66,17 @@ class CosineOptions:
 
 
 class _Carried(NamedTuple):
-    """The routing state of all rows by column: [R, D] each."""
+    """The routing state of all rows by column."""
 
-    signals: Signals
-    evidence: F32
-    age: F32
+    signals: F32  # [2, R, D]
+    evidence: F32  # [R, D]
+    age: F32  # [R, D]
 
 
 class _Verdicts(NamedTuple):
     """What was verified since the last call."""
 
-    signals: Signals  # [R, D, K]
+    signals: F32  # [2, R, D, K]
     counted: Mask  # [R, D, K], the drafter proposed and the position was reached
     reached: Mask  # [R, K]
 
@@ -107,79 +105,73 @@ class CosineRouter:
         verdicts = self._verdicts(rows)
         if verdicts is not None:
             carried = self._absorbed(carried, self._estimates(carried, prior), verdicts)
-        scores = np.clip(harmonic(self._estimates(carried, prior)), LEAST, MOST)
-        exploring = np.array([self._is_exploring(row) for row in rows])
-        weights = self._chosen(rows, scores, carried, exploring)
+        scores = np.minimum(np.maximum(harmonic(self._estimates(carried, prior)), LEAST), MOST)
+        weights = self._chosen(rows, scores, carried)
         state = np.stack((*carried.signals, carried.evidence, carried.age), axis=2)
-        return [RouteResult(*parts) for parts in zip(state, weights, scores, exploring.tolist(), strict=True)]
-
-    def _is_exploring(self, row: RouteRow) -> bool:
-        # Half of a short draft is as good as it gets: then no drafter can show more.
-        return row.num_rounds == 0 or row.accepted_len < min(self._options.explore_below, row.drafted_len / 2)
+        return [RouteResult(*parts) for parts in zip(state, weights, scores, strict=True)]
 
     def _verdicts(self, rows: Sequence[RouteRow]) -> _Verdicts | None:
         proposals, probs, target = _padded(rows)
         reached = target != NO_TOKEN
         if not reached.any():
             return None
-        confidence = np.clip(np.nan_to_num(probs, nan=0.0), 0, 1)
-        near = agreement(self._unit_embeddings, proposals, target)
-        return _Verdicts(Signals(confidence, near), (proposals != NO_TOKEN) & reached[:, None, :], reached)
+        confidence = np.fmin(np.fmax(probs, np.float32(0)), np.float32(1))  # a probability that is not a number is none
+        signals = np.stack((confidence, agreement(self._unit_embeddings, proposals, target)))
+        return _Verdicts(signals, (proposals != NO_TOKEN) & reached[:, None, :], reached)
 
-    def _absorbed(self, carried: _Carried, expected: Signals, verdicts: _Verdicts) -> _Carried:
-        options = self._options
-        weights = np.where(verdicts.counted, later_weights(verdicts.reached, options.decay)[:, None, :], np.float32(0))
+    def _absorbed(self, carried: _Carried, expected: F32, verdicts: _Verdicts) -> _Carried:
+        options, counted = self._options, verdicts.counted
+        weights = counted * later_weights(verdicts.reached, options.decay)[:, None, :]
         num_reached = verdicts.reached.sum(axis=1, dtype=np.float32)[:, None]
         held = carried.evidence * np.float32(options.decay) ** num_reached
         total = held + weights.sum(axis=2)
-        signals = Signals(
-            *(
-                running_mean(mean, beside_peers(new, usual, verdicts.counted, options.peer_share), weights, held, total)
-                for mean, new, usual in zip(carried.signals, verdicts.signals, expected, strict=True)
-            )
-        )
-        return _Carried(signals, total, carried.age + num_reached)
+        new = beside_peers(verdicts.signals, expected, counted, options.peer_share)
+        return _Carried(running_mean(carried.signals, new, weights, held, total), total, carried.age + num_reached)
 
-    def _estimates(self, carried: _Carried, prior: F32) -> Signals:
-        """Each signal of each drafter, from its evidence, the prompt's likelihood and what is known of all drafters."""
-        options = self._options
-        evidence = carried.evidence
-        from_prompt = np.float32(options.prior_evidence) * np.float32(options.prior_decay) ** carried.age
-        total = np.maximum(evidence + from_prompt + np.float32(options.unknown_evidence), LEAST)
-        of_all = evidence.sum(axis=1, keepdims=True) + POOL_EVIDENCE
+    def _estimates(self, carried: _Carried, prior: F32) -> F32:
+        """Each signal of each drafter [2, R, D], from its evidence, the prompt's likelihood and what is known of all drafters."""
+        options, evidence = self._options, carried.evidence
+        unknown = np.float32(options.unknown_evidence)
+        from_prompt = np.float32(options.prior_evidence) * np.float32(options.decay) ** carried.age
+        known = carried.signals * evidence
+        pool = (known.sum(axis=2, keepdims=True) + USUAL * POOL_EVIDENCE) / (evidence.sum(axis=1, keepdims=True) + POOL_EVIDENCE)
+        total = np.maximum(evidence + from_prompt + unknown, LEAST)
+        mixed: F32 = (known + (from_prompt * prior + unknown) * pool) / total
+        return np.minimum(np.maximum(mixed, LEAST), MOST)
 
-        def estimate(mean: F32, usual: float) -> F32:
-            known = mean * evidence
-            pool = (known.sum(axis=1, keepdims=True) + np.float32(usual) * POOL_EVIDENCE) / of_all
-            mixed: F32 = (known + (from_prompt * prior + np.float32(options.unknown_evidence)) * pool) / total
-            return np.clip(mixed, LEAST, MOST)
-
-        usual = (options.usual_confidence, options.usual_agreement)
-        return Signals(*map(estimate, carried.signals, usual))
-
-    def _chosen(self, rows: Sequence[RouteRow], scores: F32, carried: _Carried, exploring: Mask) -> F32:
-        """Routing weights [R, D]: the best allowed score has 1, others their share of it, who sits out 0."""
+    def _chosen(self, rows: Sequence[RouteRow], scores: F32, carried: _Carried) -> F32:
+        """Routing weights [R, D]: the best of the chosen ones has 1, others their share of its score, who sits out 0."""
         options = self._options
         allowed = np.stack([row.allowed for row in rows])
-        memory = 1 / max(1 - options.decay, 1e-6)
-        curiosity = np.sqrt(np.log1p(np.minimum(carried.age, np.float32(memory))) / (1 + carried.evidence))
-        bonus = np.where(exploring[:, None], np.float32(options.explore_weight) * curiosity, 0)
-        seats = np.array([row.max_drafters or options.max_drafters for row in rows])[:, None]
-        share = scores / np.max(scores, axis=1, keepdims=True, where=allowed, initial=LEAST)
-        value = np.float32(options.exploit_weight) * scores + bonus
+        explorers = [self._is_exploring(row) for row in rows]
+        exploring = np.array(explorers)[:, None]
+        seats = np.array([self._seats(row, explores) for row, explores in zip(rows, explorers, strict=True)])[:, None]
+        share = scores / np.maximum(np.where(allowed, scores, 0).max(axis=1, keepdims=True), LEAST)
+        memory = np.float32(1 / max(1 - options.decay, 1e-6))
+        curiosity = np.sqrt(np.log1p(np.minimum(carried.age, memory)) / (1 + carried.evidence))
+        value = np.float32(options.exploit_weight) * scores + np.float32(options.explore_weight) * exploring * curiosity
         value[(share >= 1) & (seats > 1)] = np.inf  # who is best keeps a seat: exploring costs at most the others
         rank = best_first(np.where(allowed, value, -np.inf))
-        takes_part = allowed & (rank < seats) & (exploring[:, None] | (share >= options.margin))
-        taken = np.where(takes_part, share, np.float32(0))
+        takes_part = allowed & (rank < seats) & (exploring | (share >= options.margin))
+        taken = share * takes_part
         weights: F32 = taken / np.maximum(taken.max(axis=1, keepdims=True), LEAST)
         return weights
+
+    def _is_exploring(self, row: RouteRow) -> bool:
+        # Half of a short draft is no worse than the threshold's part of a long one.
+        return row.num_rounds == 0 or row.accepted_len < min(self._options.explore_below, row.drafted_len / 2)
+
+    def _seats(self, row: RouteRow, is_exploring: bool) -> int:
+        usual = self._options.explore_drafters if is_exploring else self._options.max_drafters
+        return row.max_drafters or usual or len(row.allowed)
 
 
 def _columns(state: F32) -> _Carried:
     """[R, D, S]; whatever is not a number, or out of range, counts as nothing known."""
-    state = np.nan_to_num(state, nan=0.0, posinf=0.0, neginf=0.0)
-    confidence, near, evidence, age = (state[..., column] for column in RouteState)
-    return _Carried(Signals(confidence, near), np.maximum(evidence, 0), np.maximum(age, 0))
+    if not np.isfinite(state).all():
+        state = np.nan_to_num(state, nan=0.0, posinf=0.0, neginf=0.0)
+    columns = np.maximum(np.moveaxis(state, 2, 0), np.float32(0))
+    return _Carried(columns[: RouteState.EVIDENCE], columns[RouteState.EVIDENCE], columns[RouteState.AGE])
 
 
 def _padded(rows: Sequence[RouteRow]) -> tuple[I32, F32, I32]:

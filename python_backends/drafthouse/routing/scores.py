@@ -1,6 +1,8 @@
-"""The router's arithmetic as pure functions, vectorised over requests. R = requests, D = drafters, K = trunk length."""
+"""The router's arithmetic as pure functions, vectorised over requests. R = requests, D = drafters, K = trunk length.
 
-from typing import NamedTuple
+The two signals lie side by side on a first axis of length 2: confidence (the drafter's own probability), then agreement (cosine
+similarity with the target's token).
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,13 +11,6 @@ F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 TINY = np.float32(1e-12)
-
-
-class Signals(NamedTuple):
-    """CoSine's two signals, of the same shape: [R, D] as estimates, [R, D, K] as evidence."""
-
-    confidence: F32  # the drafter's own probability
-    agreement: F32  # cosine similarity with the target's token
 
 
 def normalise_rows(embeddings: F32) -> F32:
@@ -35,10 +30,10 @@ def relative_likelihood(prompt_logprob: F32, sharpness: float, most_behind: floa
         prompt_logprob: mean nats per prompt token, NaN where not scored, [R, D].
     """
     scored = np.isfinite(prompt_logprob)
-    best = np.max(prompt_logprob, axis=1, keepdims=True, where=scored, initial=-np.inf)
-    worst = np.min(prompt_logprob, axis=1, keepdims=True, where=scored, initial=np.inf)
-    worst_behind = np.subtract(worst, best, out=np.zeros_like(best), where=np.isfinite(best))
-    behind = np.subtract(prompt_logprob, best, out=np.broadcast_to(worst_behind, scored.shape).copy(), where=scored)
+    best = np.where(scored, prompt_logprob, -np.inf).max(axis=1, keepdims=True)
+    worst = np.where(scored, prompt_logprob, np.inf).min(axis=1, keepdims=True)
+    some = scored.any(axis=1, keepdims=True)
+    behind = np.where(scored, prompt_logprob, np.where(some, worst, 0)) - np.where(some, best, 0)
     relative: F32 = np.exp(np.float32(sharpness) * np.maximum(behind, np.float32(-most_behind)))
     return relative
 
@@ -51,59 +46,59 @@ def agreement(unit_embeddings: F32, proposals: I32, target_tokens: I32) -> F32:
         proposals: [R, D, K]; target_tokens: [R, K]. Ids outside the table agree only with themselves.
     """
     target = np.broadcast_to(target_tokens[:, None, :], proposals.shape)
-    near: F32 = (proposals == target).astype(np.float32)
-    num_tokens = len(unit_embeddings)
+    is_equal = proposals == target
+    near: F32 = is_equal.astype(np.float32)
     # Only where they differ: most proposals are right, and reading embeddings is what takes time.
-    differs = (near == 0) & (proposals >= 0) & (proposals < num_tokens) & (target >= 0) & (target < num_tokens)
-    mine, wanted = unit_embeddings[proposals[differs]], unit_embeddings[target[differs]]
-    near[differs] = np.maximum(np.einsum("ne,ne->n", mine, wanted), 0)
+    wrong = np.flatnonzero(~is_equal & (proposals >= 0) & (target >= 0))
+    mine, wanted = proposals.reshape(-1)[wrong], target.reshape(-1)[wrong]
+    inside = np.maximum(mine, wanted) < len(unit_embeddings)
+    cosine = (unit_embeddings[mine[inside]] * unit_embeddings[wanted[inside]]).sum(axis=1)
+    near.reshape(-1)[wrong[inside]] = np.maximum(cosine, 0)
     return near
 
 
-def harmonic(signals: Signals) -> F32:
-    """Harmonic mean of the two signals, 0 where both are 0: high only when both are."""
-    a, b = signals
-    mean: F32 = 2 * a * b / np.maximum(a + b, TINY)
+def harmonic(signals: F32) -> F32:
+    """Harmonic mean of the two signals, 0 where both are 0: high only when both are. [2, ...] -> [...]"""
+    confidence, near = signals
+    mean: F32 = 2 * confidence * near / np.maximum(confidence + near, TINY)
     return mean
 
 
 def beside_peers(evidence: F32, expected: F32, counted: Mask, share: float) -> F32:
-    """Take out of the evidence what all who proposed at a position share: some text is hard for everyone.
+    """Take out of the evidence what all who proposed at a position have in common: some text is hard for everyone.
 
     A drafter that was asked only where the text was hard would otherwise look worse than one that was asked where it was easy.
 
     Args:
-        evidence: [R, D, K]; expected: what the drafters were known for, [R, D]; counted: [R, D, K].
+        evidence: [2, R, D, K]; expected: what the drafters were known for, [2, R, D]; counted: [R, D, K].
         share: how much of the common deviation from what was expected is taken out, 0 to 1.
     """
     num_peers = counted.sum(axis=1, keepdims=True)
-    surprise = np.where(counted, evidence - expected[..., None], 0).sum(axis=1, keepdims=True) / np.maximum(num_peers, 1)
-    adjusted: F32 = evidence - np.where(num_peers > 1, np.float32(share) * surprise, 0).astype(np.float32)
+    surprise = ((evidence - expected[..., None]) * counted).sum(axis=2, keepdims=True)
+    factor = np.where(num_peers > 1, np.float32(share) / np.maximum(num_peers, 1), 0)
+    adjusted: F32 = evidence - (surprise * factor).astype(np.float32)
     return adjusted
 
 
 def later_weights(reached: Mask, decay: float) -> F32:
     """Weight of each verified position when all of them have been seen: decay^(number of later ones), [R, K] -> [R, K]."""
-    num_later = np.cumsum(reached[:, ::-1], axis=1)[:, ::-1] - reached
-    weights: F32 = np.float32(decay) ** num_later.astype(np.float32)
+    num_later = np.cumsum(reached[:, ::-1], axis=1, dtype=np.float32)[:, ::-1] - reached
+    weights: F32 = np.float32(decay) ** num_later
     return weights
 
 
 def running_mean(mean: F32, evidence: F32, weights: F32, held: F32, total: F32) -> F32:
-    """Weighted mean of what was known and what is new.
+    """Weighted mean of what was known and what is new: [2, R, D].
 
     Args:
-        mean: so far, [R, D], worth ``held`` positions, [R, D].
-        evidence: [R, D, K] with ``weights`` [R, D, K], 0 = does not count.
+        mean: so far, [2, R, D], worth ``held`` positions, [R, D].
+        evidence: [2, R, D, K] with ``weights`` [R, D, K], 0 = does not count.
         total: ``held`` and all weights together, [R, D].
     """
-    updated: F32 = (mean * held + np.einsum("rdk,rdk->rd", evidence, weights)) / np.maximum(total, TINY)
+    updated: F32 = (mean * held + (evidence * weights).sum(axis=3)) / np.maximum(total, TINY)
     return updated
 
 
 def best_first(values: F32) -> NDArray[np.intp]:
     """Rank of each drafter, 0 = highest; ties go to the lower index: [R, D] -> [R, D]."""
-    order = np.argsort(-values, axis=1, kind="stable")
-    rank = np.empty_like(order)
-    np.put_along_axis(rank, order, np.arange(values.shape[1])[None, :], axis=1)
-    return rank
+    return np.argsort(np.argsort(-values, axis=1, kind="stable"), axis=1, kind="stable")

@@ -212,10 +212,7 @@ ROUTER = MessageSchema(
         TensorSpec("proposal_probs", "FP32", (-1, -1, -1)),
         TensorSpec("target_tokens", "INT32", (-1, -1)),  # [B, K], -1 = not reached
     ),
-    answer=(
-        TensorSpec("routes", "FP32", (-1, -1, 2 + NUM_STATE)),  # [B, D, (weight, score, state)]
-        TensorSpec("exploring", "INT32", (-1,)),  # [B], 1 or 0
-    ),
+    answer=(TensorSpec("routes", "FP32", (-1, -1, 2 + NUM_STATE)),),  # [B, D, (weight, score, state)]
 )
 
 

@@ -55,12 +55,9 @@ def unpack_route(tensors: Mapping[str, Array]) -> list[RouteRow]:
 
 
 def pack_route_result(results: Sequence[RouteResult]) -> Tensors:
-    """The router's answer's sections (`schema.ROUTER`)."""
+    """The router's answer's section (`schema.ROUTER`)."""
     parts = [np.concatenate((result.weights[:, None], result.scores[:, None], result.state), axis=1) for result in results]
-    return {
-        "routes": np.stack(parts).astype(np.float32),
-        "exploring": np.array([result.is_exploring for result in results], np.int32),
-    }
+    return {"routes": np.stack(parts).astype(np.float32)}
 
 
 def unpack_route_result(tensors: Mapping[str, Array]) -> list[RouteResult]:
@@ -70,7 +67,6 @@ def unpack_route_result(tensors: Mapping[str, Array]) -> list[RouteResult]:
             state=route[:, RouteColumn.STATE :],
             weights=route[:, RouteColumn.WEIGHT],
             scores=route[:, RouteColumn.SCORE],
-            is_exploring=bool(is_exploring),
         )
-        for route, is_exploring in zip(tensors["routes"], tensors["exploring"], strict=True)
+        for route in tensors["routes"]
     ]
