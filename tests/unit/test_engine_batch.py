@@ -50,7 +50,7 @@ def test_tokens_are_packed_in_the_order_of_the_slots() -> None:
     assert ([task.index for task in run.tasks], run.num_tokens, run.num_packed, run.idle) == ([0, 1, 3], 3, 6, {2: 20})
     session = FakeSession(fake_manifest(), 4)
     step = session.bind(run.first_slot, run.num_rows, run.num_tokens, 8)
-    InputWriter(32).write(step, run)
+    InputWriter(32, 32).write(step, run)
     assert step.input_ids.tolist() == [0, 1, 2, 10, 11, 30, 0, 0]
     assert step.pack_indices.tolist() == [0, 1, 2, 3, 4, 9, 0, 0]
     assert step.unpack_indices.tolist() == [[0, 1, 2], [3, 4, 3], [0, 0, 0], [5, 5, 5]]

@@ -110,12 +110,14 @@ def test_a_failing_runtime_is_an_engine_error_and_bindings_are_kept(tiny_engine_
     session = OnnxSession(tiny_engine_dir(), read_manifest(tiny_engine_dir()), slots=16, num_threads=1)
     step = session.bind(0, 1, 2, 2)
     assert session.bind(0, 1, 2, 2) is step
+    longer = session.bind(0, 1, 5, 5)
     step.write_indices[0] = CONTEXT_LEN - 1  # the second token would lie past the cache
     with pytest.raises(EngineError, match="ONNX Runtime failed"):
         step.run()
+    assert session.bind(0, 1, 2, 2) is step
     other = session.bind(0, 1, 3, 3)
-    assert other.binding is step.binding
-    assert session.bind(0, 1, 2, 2) is not step
+    assert other.binding is longer.binding is not step.binding
+    assert session.bind(0, 1, 5, 5) is not longer
     for slot in range(16):
         for num_rows in range(1, 17 - slot):
             session.bind(slot, num_rows, 2, 2)

@@ -57,7 +57,7 @@ class Part(Protocol):
     def slot(self) -> int: ...
 
     @property
-    def tokens(self) -> NDArray[np.int32]:
+    def token_ids(self) -> list[int]:
         """``[num_new]``, at least one"""
         ...
 
@@ -104,9 +104,10 @@ class Task:
         return self.entry.slot
 
     @property
-    def tokens(self) -> NDArray[np.int32]:
+    def token_ids(self) -> list[int]:
         """Those that are computed."""
-        return self.row.tokens[self.reused :]
+        token_ids: list[int] = self.row.tokens[self.reused :].tolist()
+        return token_ids
 
     @property
     def start(self) -> int:
@@ -142,7 +143,7 @@ class Task:
         return len(self.row.tokens) - self.row.num_committed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NetworkCall(Generic[PartT]):
     """Tasks on neighbouring slots, in their order; idle slots between them run along without tokens."""
 
@@ -150,6 +151,10 @@ class NetworkCall(Generic[PartT]):
     num_tokens: int  # places per row
     num_packed: int  # tokens in all, those that only pad among them
     idle: Mapping[int, int] = field(default_factory=dict)  # slot → cache row from which it may be overwritten
+    rows: list[int] = field(init=False)  # the tasks' rows in the network call
+
+    def __post_init__(self) -> None:
+        self.rows = [task.slot - self.tasks[0].slot for task in self.tasks]
 
     @property
     def first_slot(self) -> int:
@@ -158,12 +163,6 @@ class NetworkCall(Generic[PartT]):
     @property
     def num_rows(self) -> int:
         return len(self.tasks) + len(self.idle)
-
-    @property
-    def rows(self) -> list[int]:
-        """The tasks' rows in the network call."""
-        first = self.first_slot
-        return [task.slot - first for task in self.tasks]
 
 
 Run = NetworkCall[Task]
@@ -238,38 +237,45 @@ def _run(tasks: Sequence[PartT], idle: Mapping[int, int], costs: CallCosts) -> N
 class InputWriter:
     """Writes token ids, positions, cache rows and masks of a call into its bound buffers."""
 
-    def __init__(self, context_len: int) -> None:
+    def __init__(self, context_len: int, max_places: int) -> None:
+        """``max_places``: rows times places of the largest call."""
         self._columns = np.arange(context_len)
+        self._numbers = np.arange(max_places)
+        self._laid_out: tuple[object, object] = (None, None)
 
     def write(self, step: BoundStep, run: NetworkCall[PartT]) -> None:
-        """Inputs of a run."""
-        rows = run.rows
-        self._write_tokens(step, rows, [task.tokens for task in run.tasks])
-        step.write_indices[rows] = [task.start for task in run.tasks]
-        for slot, cache_row in run.idle.items():
-            step.write_indices[slot - run.first_slot] = cache_row
+        """Inputs of a run. Nobody else may write into ``step`` while the same run is written again and again."""
+        if self._laid_out[0] is not step or self._laid_out[1] is not run:
+            self._lay_out(step, run)
+            self._laid_out = step, run
+        token_ids: list[int] = []
+        for task in run.tasks:
+            token_ids += task.token_ids
+        step.input_ids[: len(token_ids)] = token_ids
+        step.write_indices[run.rows] = [task.start for task in run.tasks]
         self.write_chains(step)
-        for row, task in zip(rows, run.tasks, strict=True):
+        for row, task in zip(run.rows, run.tasks, strict=True):
             view = task.view
             if view is not None:
                 step.position_ids[row, view.first : task.num_new] = view.positions
                 step.attn_mask[row, 0, view.first : task.num_new, view.base : view.base + view.sees.shape[1]] = view.sees
 
-    def _write_tokens(self, step: BoundStep, rows: Sequence[int], tokens: Sequence[NDArray[np.int32]]) -> None:
-        """Packs the rows' tokens. An empty place of a row repeats the row's own first token: what is wrong with one row stays in it."""
-        lengths = np.array([len(part) for part in tokens])
-        ends = np.cumsum(lengths)
-        starts = ends - lengths
-        count = int(ends[-1])
-        packed = self._columns[:count] if count <= len(self._columns) else np.arange(count)
-        step.input_ids[:count] = np.concatenate(tokens)
-        step.input_ids[count:] = 0
-        step.pack_indices[:count] = packed + np.repeat(np.array(rows) * step.unpack_indices.shape[1] - starts, lengths)
-        step.pack_indices[count:] = 0
-        if len(rows) < len(step.unpack_indices):
-            step.unpack_indices[:] = 0
-        step.unpack_indices[rows] = starts[:, None]
-        step.unpack_indices.reshape(-1)[step.pack_indices[:count]] = packed
+    def _lay_out(self, step: BoundStep, run: NetworkCall[PartT]) -> None:
+        """Where tokens and rows lie. An empty place of a row repeats the row's own first token: what is wrong with one row stays in it."""
+        rows, lengths = run.rows, [task.num_new for task in run.tasks]
+        places = step.unpack_indices.shape[1]
+        step.input_ids[:] = 0
+        step.pack_indices[:] = 0
+        step.unpack_indices[:] = 0
+        begin = 0
+        for row, length in zip(rows, lengths, strict=True):
+            packed = self._numbers[begin : begin + length]
+            step.unpack_indices[row] = begin
+            step.unpack_indices[row, :length] = packed
+            step.pack_indices[begin : begin + length] = self._numbers[row * places : row * places + length]
+            begin += length
+        for slot, cache_row in run.idle.items():
+            step.write_indices[slot - run.first_slot] = cache_row
 
     def write_chains(self, step: BoundStep) -> None:
         """Every token follows the one before it in its row and sees everything up to itself."""

@@ -29,8 +29,9 @@ class Growth:
         leaves = [len(row.tokens) - 1] if row.leaves is None else row.leaves.tolist()
         chances = [1.0] * len(leaves) if row.leaf_chances is None else row.leaf_chances.tolist()
         self.task = task
+        self.slot, self.end = task.slot, task.end
         self.parents: list[int] = []  # of grown nodes, as output nodes
-        self.tokens: NDArray[np.int32] = np.empty(0, np.int32)  # to be fed back
+        self.token_ids: list[int] = []  # to be fed back
         self.start = 0
         nodes = [leaf - row.num_committed + 1 for leaf in leaves]
         self._leaves = [_Leaf(node, chance, first_place + node) for node, chance in zip(nodes, chances, strict=True)]
@@ -39,20 +40,12 @@ class Growth:
         self._sees = None if is_chain else self._draft_view()
 
     @property
-    def slot(self) -> int:
-        return self.task.slot
-
-    @property
     def num_new(self) -> int:
         return len(self._leaves)
 
     @property
     def last_start(self) -> int:
-        return self.task.end - self.num_new
-
-    @property
-    def end(self) -> int:
-        return self.task.end
+        return self.end - self.num_new
 
     @property
     def view(self) -> TreeView | None:
@@ -61,6 +54,11 @@ class Growth:
         num_nodes = len(self._depth) - 1
         depth = np.array(self._depth[num_nodes + 1 - self.num_new :])
         return TreeView(0, self.task.base - 1 + depth, self.task.base, self._sees[num_nodes - self.num_new : num_nodes, :num_nodes])
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """``[num_new]``, to be fed back."""
+        return np.array(self.token_ids, np.int32)
 
     @property
     def nodes(self) -> list[int]:
@@ -82,10 +80,10 @@ class Growth:
         if stop is not None:
             self._leaves = [leaf for leaf in self._leaves if self._goes_on(leaf, sampled[leaf.place], probs[leaf.place], stop)]
         self.start = self.task.base + len(self._depth) - 1
-        self.tokens = np.array([sampled[leaf.place] for leaf in self._leaves], np.int32)
-        for leaf, token in zip(self._leaves, self.tokens.tolist(), strict=True):
+        self.token_ids = [sampled[leaf.place] for leaf in self._leaves]
+        for leaf, token in zip(self._leaves, self.token_ids, strict=True):
+            self.task.entry.extend_draft(token, leaf.node - 1)
             self._add_below(leaf)
-            self.task.entry.extend_draft(token, self.parents[-1] - 1)
         return len(self._leaves) < before
 
     def _goes_on(self, leaf: _Leaf, token: int, prob: float, stop: GrowthStop) -> bool:

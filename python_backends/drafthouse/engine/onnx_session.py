@@ -81,8 +81,8 @@ class OnnxSession:
         self._indices = {name: np.zeros(tokens, np.int64) for name in _INDEX_INPUTS}
         self._attn_mask = np.zeros(tokens * manifest.context_len, np.bool_)
         self._logits = np.zeros((tokens, manifest.vocab_size), np.float32)
-        self._caches: OrderedDict[tuple[int, int], ort.IOBinding] = OrderedDict()
-        self._steps: dict[tuple[int, int], tuple[tuple[int, int], OnnxStep]] = {}  # the last one of each binding, and its T and N
+        self._caches: OrderedDict[tuple[int, int, bool], ort.IOBinding] = OrderedDict()
+        self._steps: dict[tuple[int, int, bool], tuple[tuple[int, int], OnnxStep]] = {}  # the last one of each binding, and its T and N
 
     @property
     def pool_bytes(self) -> int:
@@ -102,7 +102,8 @@ class OnnxSession:
         self._steps.clear()
 
     def bind(self, first_slot: int, num_rows: int, num_tokens: int, num_packed: int) -> OnnxStep:
-        slots, sizes = (first_slot, num_rows), (num_tokens, num_packed)
+        # Growing rows alternate with what their callers send: one token per row has a binding of its own, and is seldom bound anew.
+        slots, sizes = (first_slot, num_rows, num_packed <= max(num_rows, 2)), (num_tokens, num_packed)
         if slots not in self._caches:
             self._caches[slots] = self._bind_caches(first_slot, num_rows)
             if len(self._caches) > _BINDINGS_KEPT:

@@ -46,7 +46,7 @@ class Runner:
     def __init__(self, session: Session, manifest: EngineManifest, token_bytes: Sequence[bytes], slots: SlotTable) -> None:
         self._session = session
         self._slots = slots
-        self._writer = InputWriter(manifest.context_len)
+        self._writer = InputWriter(manifest.context_len, slots.num_slots * manifest.max_step_tokens)
         self._chooser = Chooser(manifest.vocab_size)
         self._bans = BanTable(token_bytes)
         self._offsets = np.arange(manifest.context_len)
@@ -193,15 +193,16 @@ class Runner:
         )
         ends = np.cumsum(np.bincount(work.owners, minlength=1 + max(task.index for task in tasks))).tolist()
         grown = {growth.task.index: growth.parents for growth in growths}
-        width = work.call.num_candidates
+        candidate_ids, candidate_probs = candidate_ids[:, : work.call.num_candidates], candidate_probs[:, : work.call.num_candidates]
         answers: list[RowResult] = []
+        is_finite = bool(np.isfinite(logprobs).all())
         for task in tasks:
             place = slice(ends[task.index - 1] if task.index else 0, ends[task.index])
-            if task.index not in work.failed and not np.isfinite(logprobs[place]).all():
+            if not is_finite and task.index not in work.failed and not np.isfinite(logprobs[place]).all():
                 self._empty(task, work)
             answer = work.failed.get(task.index)
             if answer is None:
-                choices = sampled[place], logprobs[place], candidate_ids[place, :width], candidate_probs[place, :width]
+                choices = sampled[place], logprobs[place], candidate_ids[place], candidate_probs[place]
                 parents = np.array(grown.get(task.index, ()), np.int32)
                 answer = RowResult(RowStatus.OK, task.base, *choices, *work.score(task), extended_parents=parents)
             answers.append(answer)

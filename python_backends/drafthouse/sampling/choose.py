@@ -74,7 +74,7 @@ class Chooser:
             best = top[nodes] = self._best(ranked, scaled, top.shape[1])
             if num_candidates:
                 plain = scaled if not bans else logits[nodes] / group.temperature
-                probs[nodes] = np.exp(np.take_along_axis(plain, best, axis=1) - self._log_sum_exp(plain)[:, None])
+                probs[nodes] = np.exp(plain[np.arange(len(best))[:, None], best] - self._log_sum_exp(plain)[:, None])
         sampled = top[:, 0]
         candidates = top[:, :num_candidates].astype(np.int32)
         # Without log-probabilities a finite logit becomes 0, and one that is not becomes NaN.
@@ -173,7 +173,9 @@ def _groups(segments: Sequence[Segment]) -> list[_Group]:
     for segment in segments:
         params = segment.params
         key = (params.temperature, params.top_k, params.top_p) if params.temperature else (0.0, 0, 1.0)
-        group = groups.setdefault(key, _Group([], []))
+        group = groups.get(key)
+        if group is None:
+            group = groups[key] = _Group([], [])
         group.segments.append(segment)
         group.first_nodes.append(first)
         first += len(segment.positions)
