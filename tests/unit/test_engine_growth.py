@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from drafthouse.engine.contract import GrowthStop, RowResult, RowStatus, StepCal
 from drafthouse.engine.costs import CallCosts
 from drafthouse.engine.engine import ModelEngine, load_engine
 from drafthouse.engine.options import EngineOptions
+from fakes.drafter_scripted import ScriptedDrafter
 from fakes.engine_driver import ids, same_answer, step_row
 from fakes.engine_session import FakeSession, call_times, fake_engine, fake_manifest, predicted
 
@@ -273,3 +275,21 @@ def test_a_chance_is_the_calibrations() -> None:
     assert stop.chance(0.8) == pytest.approx(1 / (1 + np.exp(1.0 - 0.5 * np.log(4.0))))
     assert stop.chance(1.0) == pytest.approx(1 / (1 + np.exp(1.0 - 0.5 * np.log(9999.0))))
     assert GrowthStop(1e9, 0.0, 0.1).chance(0.0) == pytest.approx(0.0)
+
+
+def test_the_scripted_drafter_grows_as_engines_do() -> None:
+    """The fake that fusion is tested with, against the engine over the fake network."""
+    fake, _ = fake_engine()
+    confidence = float(1 / (1 + 49 * np.exp(-9.0)))
+    drafter = ScriptedDrafter("fake", lambda context: [(predicted(list(context)), confidence)], slots=4, max_step_tokens=8)
+    rows = [
+        replace(TREE, leaves=ids([5, 2]), leaf_chances=np.array([0.9, 0.3], np.float32)),
+        step_row(2, [7, 8, 9], num_committed=1, sampling=SamplingParams(end_ids=(predicted([7, 8, 9, predicted([7, 8, 9])]),))),
+        step_row(3, [4, 5, 6], num_committed=1, parents=[-1, 0, 0]),
+    ]
+    for options in ({"num_steps": 2}, {"num_steps": 2, "stop": GrowthStop(1.0, -4.0, 0.25)}, {"num_steps": 1}, {"num_steps": 0}):
+        for row in rows:
+            expected = step(fake, row, **options)[0]
+            found = asyncio.run(drafter.step(StepCall([row], **options))).rows[0]  # type: ignore[arg-type]
+            assert found.sampled.tolist() == expected.sampled.tolist()
+            assert found.extended_parents.tolist() == expected.extended_parents.tolist()
