@@ -2,7 +2,7 @@
 
 ONNX Runtime's attention reads the whole cache it is given, whatever the mask says: at 8 slots of 512 rows that is a fifth of a small
 model's time. So a call gets only as many rows per slot as the fullest slot needs. Changing that number moves the cache in memory, so it
-goes in steps, and down only when half is enough. Logits are the same bits for every number.
+goes in steps, and down only when less than half is enough. Logits are the same bits for every number.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class CacheWindow:
         places = max(max(task.num_new, task.num_extensions, 2) for task in tasks)
         needed = max(self._slots.rows_in_use(), *(task.end for task in tasks)) + places
         num_rows = min(-(-needed // self._step) * self._step, self._slots.context_len)
-        if num_rows > self._num_rows or 2 * num_rows <= self._num_rows:
+        if num_rows > self._num_rows or 2 * num_rows < self._num_rows:
             self.resize(num_rows)
 
     def resize(self, num_rows: int) -> None:
