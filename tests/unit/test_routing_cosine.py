@@ -152,9 +152,10 @@ def test_half_of_a_short_draft_is_no_reason_to_explore() -> None:
     assert len(workers(route(short, explore_below=2.5, max_drafters=2)[0])) == 2
 
 
-def test_the_call_may_say_how_many_drafters_are_wanted() -> None:
+def test_the_call_may_ask_for_fewer_drafters() -> None:
     rows = [row([-1.0] * 5, max_drafters=wanted) for wanted in (0, 1, 4)]
-    assert [len(workers(got)) for got in route(*rows, explore_drafters=2)] == [2, 1, 4]
+    assert [len(workers(got)) for got in route(*rows)] == [5, 1, 4]
+    assert [len(workers(got)) for got in route(*rows, explore_drafters=3)] == [3, 1, 3]
 
 
 def test_pins_are_kept_whatever_the_scores_say() -> None:

@@ -19,7 +19,7 @@ NUM_UNROUTED_DRAFTERS = 2  # drafters that share the work when the router has no
 class RouteStage:
     """Keeps a request's routing fields up to date. Never fails: without a router the weights stay as they are.
 
-    ``max_drafters`` is the most drafters wanted per request, 0 = what the router's options say. Whoever balances drafting and
+    ``max_drafters`` is the most drafters wanted per request, 0 = as many as the router likes. Whoever balances drafting and
     verifying sets it; it counts from the next decision on.
     """
 

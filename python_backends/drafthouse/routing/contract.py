@@ -40,7 +40,7 @@ class RouteRow:
     num_rounds: int = 0  # verified rounds these positions come from
     accepted_len: float = 0.0  # mean number of accepted draft tokens per such round
     drafted_len: float = 0.0  # mean length of what was drafted in such a round
-    max_drafters: int = 0  # most drafters wanted for this request; 0 = as many as the router's options say
+    max_drafters: int = 0  # most drafters wanted for this request, 0 = as many as the router likes
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,8 +39,8 @@ class CosineOptions:
     n those at which the drafter proposed.
     """
 
-    max_drafters: int = 3  # most drafters per request, where the call does not say
-    explore_drafters: int = 0  # most while it explores, where the call does not say; 0 = all
+    max_drafters: int = 3  # most drafters per request while it exploits; a call may ask for fewer
+    explore_drafters: int = 0  # most while it explores, 0 = all; a call may ask for fewer
     margin: float = 0.85  # exploiting, a further drafter needs at least this share of the best one's score
     explore_below: float = 2.0  # a request explores while its rounds accept fewer draft tokens than this, or than half of their drafts
     explore_weight: float = 0.2
@@ -162,8 +162,8 @@ class CosineRouter:
         return row.num_rounds == 0 or row.accepted_len < min(self._options.explore_below, row.drafted_len / 2)
 
     def _seats(self, row: RouteRow, is_exploring: bool) -> int:
-        usual = self._options.explore_drafters if is_exploring else self._options.max_drafters
-        return row.max_drafters or usual or len(row.allowed)
+        most = self._options.explore_drafters if is_exploring else self._options.max_drafters
+        return min(most or len(row.allowed), row.max_drafters or len(row.allowed))
 
 
 def _columns(state: F32) -> _Carried:
