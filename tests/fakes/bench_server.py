@@ -21,6 +21,7 @@ class FakeBenchServer:
     stuck_in_mode: bool = False
     held_slots: int = 0
     silent_engine: str = ""
+    grpc_address: str = ""  # set by who serves it
     loads: list[tuple[str, Any]] = field(default_factory=list)
     counters: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(

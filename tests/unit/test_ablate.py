@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,7 @@ def test_figures_of_a_measured_arm() -> None:
     assert own["tokens_per_s_by_block"] == [10.0, 10.0]
     assert own["latency_ms_mean_ci95"][0] <= own["latency_ms_mean"] <= own["latency_ms_mean_ci95"][1]
     assert own["round_ms"]["verify"] == 250.0
+    assert own["latency_ms_mean_by_domain"] == {"code": 1500.0}
 
 
 def test_a_ratio_is_paired_over_prompts() -> None:
@@ -192,6 +194,7 @@ def test_the_report_has_a_row_per_mode_and_concurrency_in_both_halves(report: di
         assert all(set(own) >= SIX for own in rows)
     for own, replayed in zip(report["results"], report["replay"]["results"], strict=True):
         assert own["replay"] == {name: replayed[name] for name in SIX}
+        assert set(own["latency_ms_mean_by_domain"]) == set(replayed["latency_ms_mean_by_domain"]) == {"code", "mixed"}
     assert json.loads(json.dumps(report)) == report
 
 
@@ -294,3 +297,57 @@ def test_one_half_or_the_other_can_be_left_out_but_not_both(capsys: pytest.Captu
     with pytest.raises(SystemExit):
         main(["ablate", "--json", "report.json", "--replay-only", "--no-replay"])
     assert "not allowed with" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_replay_repository(tmp_path_factory.mktemp("command"))
+
+
+@pytest.fixture
+def prompt_file(prompts: list[DomainPrompt], tmp_path: Path) -> Path:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"domain": prompt.domain, "prompt": prompt.prompt}) + "\n" for prompt in prompts))
+    return file
+
+
+def test_the_command_replays_from_a_profile_without_a_server(repository: Path, prompt_file: Path, tmp_path: Path) -> None:
+    profile, report = tmp_path / "profile.json", tmp_path / "report.json"
+    profile.write_text(json.dumps(made_up_profile().to_json()))
+    options = ["--repository", str(repository), "--prompts", str(prompt_file), "--max-tokens", "6", "--concurrency", "2", "--no-plot"]
+    names = "cosine,cosine_without_adaptation"
+    assert main(["ablate", "--json", str(report), "--replay-only", "--profile", str(profile), "--modes", names, *options]) == 0
+    written = json.loads(report.read_text(encoding="utf-8"))
+    assert [own["mode"] for own in written["results"]] == names.split(",")
+    assert all(set(own["replay"]) == SIX for own in written["results"])
+    assert written["replay"]["results"][1]["num_draft_tokens"] in range(1, 9)
+    assert written["hardware"]["cores"] >= 1
+
+
+def test_the_command_measures_records_and_replays(
+    repository: Path, prompt_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything but Triton: the server is scripted, the engines that are recorded are real ones."""
+    fake = FakeBenchServer()
+
+    @contextmanager
+    def scripted(args: object, console: object) -> Iterator[FakeBenchServer]:
+        with serving(FakeTriton(fake.script)) as fake.grpc_address:
+            yield fake
+
+    monkeypatch.setattr("drafthouse_load.ablate.command.running", scripted)
+    options = ["--repository", str(repository), "--prompts", str(prompt_file), "--max-tokens", "6", "--concurrency", "1", "--no-plot"]
+    report = tmp_path / "report.json"
+    assert main(["ablate", "--json", str(report), "--modes", "target_only,vanilla", *options]) == 0
+    written = json.loads(report.read_text(encoding="utf-8"))
+    assert {"mode", "concurrency", "replay"} | SIX <= set(written["results"][0])
+    assert set(written["replay"]["profile"]["engines"]) == {"target", "twin", "stranger"}
+    assert written["replay"]["profile"]["hops"]["target"]["call_ms"] >= 0
+    assert {name for name, _ in fake.loads} == {"cosine"}
+
+    fake.loads.clear()
+    assert main(["ablate", "--json", str(report), "--modes", "cosine", "--replay-only", *options]) == 0
+    assert {override["parameters"]["mode"] for _, override in fake.loads} == {"target_only", "vanilla"}, (
+        "what messages cost is still measured"
+    )
+    assert [own["mode"] for own in json.loads(report.read_text(encoding="utf-8"))["results"]] == ["cosine"]

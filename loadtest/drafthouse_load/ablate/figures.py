@@ -51,6 +51,7 @@ def measured_sample(blocks: Sequence[Block], num_draft_tokens: int | None) -> Sa
         "rows_per_verification": round(_ratio(counters.verified_rows, counters.rounds), _DIGITS),
         "round_ms": {part: round(getattr(times, part), _DIGITS) for part in ("draft", "verify", "other", "total")},
         "tokens_per_s_by_block": [round(block.num_tokens / block.wall_s, 2) for block in blocks],
+        "latency_ms_mean_by_domain": _by_domain([request.domain for request in requests], latencies),
         "requests": len(requests),
     }
     count = 1 + max(request.prompt_index for request in requests)
@@ -61,8 +62,8 @@ def measured_sample(blocks: Sequence[Block], num_draft_tokens: int | None) -> Sa
     return Sample(first.arm, first.concurrency, figures, tokens_per_s, float(np.mean(latencies)), sums[1] / sums[0], sums[2] / sums[0])
 
 
-def replayed_sample(arm: str, concurrency: int, result: ReplayResult, num_draft_tokens: int | None) -> Sample:
-    """One replay: it repeats itself exactly, so once is enough."""
+def replayed_sample(arm: str, concurrency: int, result: ReplayResult, num_draft_tokens: int | None, domains: Sequence[str]) -> Sample:
+    """One replay: it repeats itself exactly, so once is enough. ``domains`` by prompt."""
     sums = result.sums
     figures = _row(
         tokens_per_s=result.tokens_per_s,
@@ -76,6 +77,7 @@ def replayed_sample(arm: str, concurrency: int, result: ReplayResult, num_draft_
         "drafted_per_verification": round(_ratio(sums.num_drafted, sums.num_verified_rows), _DIGITS),
         "rows_per_verification": round(_ratio(sums.num_verified_rows, result.num_verifications), _DIGITS),
         "overlap_share": round(result.overlap_share, _DIGITS),
+        "latency_ms_mean_by_domain": _by_domain(domains, result.latencies_ms),
         "requests": len(result.records),
     }
     tokens = np.array([record.num_output_tokens for record in result.records], np.float64)
@@ -96,6 +98,13 @@ def _row(
         "draft_idle_share": draft_idle_share,
     }
     return {name: round(value, _DIGITS) for name, value in values.items()}
+
+
+def _by_domain(domains: Sequence[str], latencies_ms: Sequence[float]) -> dict[str, float]:
+    groups: dict[str, list[float]] = {}
+    for domain, latency_ms in zip(domains, latencies_ms, strict=True):
+        groups.setdefault(domain, []).append(latency_ms)
+    return {domain: round(float(np.mean(own)), _DIGITS) for domain, own in groups.items()}
 
 
 def row(sample: Sample) -> dict[str, object]:

@@ -25,6 +25,7 @@ class ReplayBench:
     ) -> None:
         self._models = models
         self._profile = profile
+        self.domains = [prompt.domain for prompt in prompts]
         self._texts = models.texts([prompt.prompt for prompt in prompts], max_tokens)
         self._base = base
         self._router = models.router()
@@ -58,7 +59,7 @@ def replay_arms(bench: ReplayBench, settings: AblateSettings, chosen: Chosen, ad
         for arm in settings.arms:
             advance(f"replay: {arm.name}, {concurrency} at once")
             k = chosen.get((arm.name, concurrency))
-            samples.append(replayed_sample(arm.name, concurrency, bench.run(arm, concurrency, k), k))
+            samples.append(replayed_sample(arm.name, concurrency, bench.run(arm, concurrency, k), k, bench.domains))
     return samples
 
 
