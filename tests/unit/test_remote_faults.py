@@ -24,7 +24,7 @@ STATUSES = [RowStatus.OK, RowStatus.ABSENT]
 @async_test
 async def test_a_node_that_hangs_costs_its_own_rows_and_one_timeout() -> None:
     hangs, works = FakeNode(), FakeNode()
-    async with serving(hangs, works), reaching(hangs, works, contact=hasty(0.2)) as drafter:
+    async with serving(hangs, works), reaching(hangs, works, contact=hasty(0.5)) as drafter:
         await drafter.step(asks(1, 2))
         hangs.hangs = True
         result = await drafter.step(asks(1, 2))
@@ -59,7 +59,7 @@ async def test_a_switch_heals_by_the_contract() -> None:
 @async_test
 async def test_a_lone_node_that_hangs_is_not_asked_again_until_it_answers() -> None:
     node = FakeNode()
-    async with serving(node), reaching(node, contact=hasty(0.2)) as drafter:
+    async with serving(node), reaching(node, contact=hasty(0.5)) as drafter:
         node.hangs = True
         before = node.num_calls
         with pytest.raises(EngineError, match="no node answers"):
@@ -187,7 +187,7 @@ async def test_a_round_that_is_given_up_leaves_the_node_out() -> None:
 @async_test
 async def test_a_release_that_was_lost_is_repeated_when_the_node_is_back() -> None:
     node = FakeNode()
-    async with serving(node), reaching(node, contact=hasty(0.2)) as drafter:
+    async with serving(node), reaching(node, contact=hasty(0.5)) as drafter:
         await drafter.step(asks(1))
         node.hangs = True
         with pytest.raises(EngineError):
@@ -200,7 +200,7 @@ async def test_a_release_that_was_lost_is_repeated_when_the_node_is_back() -> No
 @async_test
 async def test_a_draft_round_finishes_without_the_node_and_takes_it_back() -> None:
     node, local = FakeNode(ScriptedDrafter("far", counts(2, 0.9))), ScriptedDrafter("near", counts(1, 0.2))
-    async with serving(node), reaching(node, contact=hasty(0.2)) as far:
+    async with serving(node), reaching(node, contact=hasty(0.5)) as far:
         fusion = CollaborativeFusion([local, far], [64, 64], FusionOptions(call_timeout_s=1.0))
 
         async def draft() -> tuple[list[int], list[int]]:
