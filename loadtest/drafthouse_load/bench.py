@@ -3,13 +3,14 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from rich.console import Console
 
 from drafthouse.core.errors import DrafthouseError
 from drafthouse.launcher import LaunchError
 from drafthouse_client import ServerSideError
-from drafthouse_load.ablate.command import add_ablate_options, run_ablate
+from drafthouse_load.ablate.options import add_ablate_options
 from drafthouse_load.decode import add_decode_options, run_decode
 from drafthouse_load.soak import add_soak_options, run_soak
 
@@ -23,11 +24,18 @@ def parser() -> argparse.ArgumentParser:
     decode.set_defaults(run=run_decode)
     ablate = commands.add_parser("ablate", help="what each part of CoSine is worth: every mode on the same prompts, measured and replayed")
     add_ablate_options(ablate)
-    ablate.set_defaults(run=run_ablate)
+    ablate.set_defaults(run=_run_ablate)
     soak = commands.add_parser("soak", help="many short requests with cancels: slots, memory, shared memory")
     add_soak_options(soak)
     soak.set_defaults(run=run_soak)
     return parser
+
+
+def _run_ablate(args: argparse.Namespace, console: Console) -> int:
+    # It runs engines in this process, which the other sub-commands do without: they work where no engine is installed.
+    command = import_module("drafthouse_load.ablate.command")
+    status: int = command.run_ablate(args, console)
+    return status
 
 
 def main(argv: Sequence[str]) -> int:

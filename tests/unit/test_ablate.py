@@ -16,9 +16,10 @@ from drafthouse.core.errors import ClientError, ServerError
 from drafthouse.pipeline.config import PipelineConfig
 from drafthouse_client import Client
 from drafthouse_load.ablate.arms import ARMS, SWITCHES, ArmSwitch, arms_named, base_parameters
-from drafthouse_load.ablate.command import load_ablate_prompts, show
+from drafthouse_load.ablate.command import show
 from drafthouse_load.ablate.figures import Sample, measured_sample, ratio, row
 from drafthouse_load.ablate.measure import AblateSettings, Block, ServerBench, Sweep, choose, measure_blocks, measure_sweeps
+from drafthouse_load.ablate.options import load_ablate_prompts
 from drafthouse_load.ablate.replayed import ReplayBench, hop_points, pipeline_config, replay_arms, replay_sweeps
 from drafthouse_load.ablate.report import Measured, Replayed, ablate_report
 from drafthouse_load.ablate.show import write_ablate_plot
