@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,3 +105,8 @@ def test_the_command_measures_records_and_replays(
         "what messages cost is still measured"
     )
     assert [own["mode"] for own in json.loads(report.read_text(encoding="utf-8"))["results"]] == ["cosine"]
+
+
+def test_the_other_benchmarks_need_no_engine() -> None:
+    code = "import sys; import drafthouse_load.bench as bench; bench.parser(); sys.exit('onnxruntime' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
