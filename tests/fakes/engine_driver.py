@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,11 +58,24 @@ def step_row(
 
 def same_answer(left: RowResult, right: RowResult) -> bool:
     """Equal to the last bit, scores and candidates included."""
-    arrays = ("sampled", "logprobs", "candidate_ids", "candidate_probs")
+    arrays = ("sampled", "logprobs", "candidate_ids", "candidate_probs", "extended_parents")
     return all(np.array_equal(getattr(left, name), getattr(right, name)) for name in arrays) and (
         (left.status, left.cached_len, left.prompt_logprob, left.num_scored, left.error)
         == (right.status, right.cached_len, right.prompt_logprob, right.num_scored, right.error)
     )
+
+
+def step(engine: Engine, *rows: StepRow, **options: Any) -> list[RowResult]:  # noqa: ANN401 - StepCall's options
+    """The answers to these rows in one call."""
+    return list(engine.step(StepCall(rows, **options)).rows)
+
+
+def fill(engine: Engine, uid: int, num_tokens: int) -> list[int]:
+    """Commits `num_tokens` tokens of a request in chunks and returns them."""
+    tokens = [(uid + 3 * place) % 50 for place in range(num_tokens)]
+    for start in range(0, num_tokens, 8):
+        assert step(engine, step_row(uid, tokens[start : start + 8], prefix_len=start), num_steps=0)[0].status is RowStatus.OK
+    return tokens
 
 
 @dataclass

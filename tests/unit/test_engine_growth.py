@@ -16,7 +16,7 @@ from drafthouse.engine.costs import CallCosts
 from drafthouse.engine.engine import ModelEngine, load_engine
 from drafthouse.engine.options import EngineOptions
 from fakes.drafter_scripted import ScriptedDrafter
-from fakes.engine_driver import ids, same_answer, step_row
+from fakes.engine_driver import ids, same_answer, step, step_row
 from fakes.engine_session import FakeSession, call_times, fake_engine, fake_manifest, predicted
 
 EngineDir = Callable[..., Path]
@@ -27,10 +27,6 @@ KINDS = [SamplingParams(), SamplingParams(temperature=0.8, seed=11), SamplingPar
 #              └─ 32
 TREE = step_row(1, [10, 20, 21, 30, 31, 32], num_committed=1, parents=[-1, 0, 1, 0, 3, 3])
 ALWAYS = GrowthStop(1.0, 0.0, 0.0)
-
-
-def step(engine: ModelEngine, *rows: StepRow, **options: object) -> list[RowResult]:
-    return list(engine.step(StepCall(rows, **options)).rows)  # type: ignore[arg-type]
 
 
 def output_paths(row: StepRow, answer: RowResult) -> list[list[int]]:
