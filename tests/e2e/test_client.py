@@ -123,6 +123,6 @@ def test_the_server_says_what_it_is(server: TritonServer) -> None:
         assert client.ready()
         assert client.server_version().startswith("2.")
         stats = parse_stats(client.stats())
-    assert stats.mode == "collaborative"
+    assert stats.mode == "cosine"
     assert stats.precision in ("fp32", "int8")
     assert "target" in stats.slots_total

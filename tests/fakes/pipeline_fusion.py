@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from drafthouse.core.tree import DraftTree
+from drafthouse.core.tree import ROOT, DraftTree
 from drafthouse.engine.contract import RowStatus
 from drafthouse.fusion.contract import DraftCall, DraftResult, DraftRow, DraftRowResult
 from drafthouse.routing.contract import RouteResult, RouteRow, RouteState
@@ -58,30 +58,42 @@ class FakeFusion:
             self.held[drafter][row.request_uid] = path = tokens
             status[drafter], cached_len[drafter] = RowStatus.OK, len(tokens)
             workers.append(drafter)
-        tree, proposals = self._tree(row, path, workers)
+        tree, trunk, proposals = self._tree(row, path, workers)
         log_prob = np.array([-float(drafter + 1) * scored[drafter] for drafter in range(self.num_drafters)], np.float32)
         probs = np.where(proposals >= 0, np.float32(0.5), np.float32(0.0))
-        return DraftRowResult(self.edit_tree(tree), status, cached_len, proposals, probs, log_prob, scored)
+        return DraftRowResult(self.edit_tree(tree), trunk, status, cached_len, proposals, probs, log_prob, scored)
 
-    def _tree(self, row: DraftRow, path: list[int] | None, workers: Sequence[int]) -> tuple[DraftTree, np.ndarray]:
+    def _tree(self, row: DraftRow, path: list[int] | None, workers: Sequence[int]) -> tuple[DraftTree, np.ndarray, np.ndarray]:
+        """The base with a trunk of new nodes behind its leaf, and what the other workers would have said beside each."""
         num_steps = row.num_draft_tokens if path is not None else 0
         proposals = np.full((self.num_drafters, num_steps), -1, np.int32)
-        trunk: list[int] = []
-        branches: list[tuple[int, int, int]] = []  # token, parent, drafter
+        tokens, parents, sources = row.base.tokens.tolist(), row.base.parents.tolist(), row.base.source.tolist()
+        here = row.leaf
+        before: list[int] = []
+        while here != ROOT:
+            before.insert(0, tokens[here])
+            here = parents[here]
+        here, trunk, branches = row.leaf, list[int](), list[tuple[int, int, int]]()
         for step in range(num_steps):
             assert path is not None
-            here = [*path, *trunk]
-            proposed = [_guess(here, drafter, row) for drafter in workers]
+            context = [*path, *before]
+            proposed = [_guess(context, drafter, row) for drafter in workers]
             proposals[workers, step] = proposed
-            trunk.append(proposed[0])
-            for drafter, token in zip(workers[1:], proposed[1:], strict=True):
-                if token != trunk[-1] and (token, step - 1) not in {(branch[0], branch[1]) for branch in branches}:
-                    branches.append((token, step - 1, drafter))
-        tokens = [*trunk, *(token for token, _, _ in branches)]
-        parents = [*range(-1, len(trunk) - 1), *(parent for _, parent, _ in branches)]
-        sources = [*(workers[:1] * len(trunk)), *(drafter for _, _, drafter in branches)]
-        confidence = np.full(len(tokens), 0.5, np.float32)
-        return DraftTree(np.array(tokens, np.int32), np.array(parents, np.int32), confidence, np.array(sources, np.int32)), proposals
+            branches += [(token, here, drafter) for drafter, token in zip(workers[1:], proposed[1:], strict=True) if token != proposed[0]]
+            tokens.append(proposed[0])
+            parents.append(here)
+            sources.append(workers[0])
+            before.append(proposed[0])
+            here = len(tokens) - 1
+            trunk.append(here)
+        for token, parent, drafter in branches:
+            if (token, parent) not in set(zip(tokens, parents, strict=True)):
+                tokens.append(token)
+                parents.append(parent)
+                sources.append(drafter)
+        columns = [np.array(column, np.int32) for column in (tokens, parents, sources)]
+        tree = DraftTree(columns[0], columns[1], np.full(len(tokens), 0.5, np.float32), columns[2])
+        return tree, np.array(trunk, np.int32), proposals
 
 
 def _guess(path: list[int], drafter: int, row: DraftRow) -> int:

@@ -157,7 +157,7 @@ def test_a_switch_loads_only_what_changes() -> None:
         ("target", {"parameters": {"min_step_tokens": "1"}}),
         ("cosine", {"parameters": {"mode": "target_only"}}),
         ("target", None),
-        ("cosine", {"parameters": {"mode": "single_drafter"}}),
+        ("cosine", {"parameters": {"mode": "vanilla"}}),
     ]
 
 

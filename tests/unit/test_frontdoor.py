@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from drafthouse.core.errors import ClientError
 from drafthouse.engine.contract import EngineLimits
-from drafthouse.pipeline.config import Mode, PipelineConfig
+from drafthouse.pipeline.config import PipelineConfig
 from drafthouse.pipeline.contract import GenerationRequest
 from drafthouse.pipeline.fields import INPUT_NAMES
 from drafthouse.pipeline.frontdoor import FrontDoorContext, parse_request
+from drafthouse.pipeline.modes import Mode
 from drafthouse.pipeline.tokenizer import FileTokenizer
 from drafthouse.sampling.vocabulary import byte_level_alphabet
 
@@ -175,7 +176,7 @@ BAD: list[tuple[dict[str, object], str]] = [
     ({"bad_words": [""]}, "field=bad_words"),
     ({"num_draft_tokens": -1}, "field=num_draft_tokens value=-1 allowed=0 to 16"),
     ({"num_draft_tokens": 17}, "field=num_draft_tokens value=17"),
-    ({"drafters": ["maths"]}, "INVALID_ARG field=drafters value='maths' allowed=code, math (mode collaborative)"),
+    ({"drafters": ["maths"]}, "INVALID_ARG field=drafters value='maths' allowed=code, math (mode cosine)"),
     ({"deadline_ms": 0}, "field=deadline_ms value=0 allowed=1 to"),
     ({"request_priority": 3}, "UNSUPPORTED field=request_priority value=3 allowed=0 (policy fcfs"),
     ({"repetition_penalty": 1.1}, "UNSUPPORTED field=repetition_penalty"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -93,7 +94,7 @@ async def test_a_batch_that_always_fails_is_given_up_though_the_target_answers_p
 async def test_drafting_pauses_while_the_target_is_down() -> None:
     target, batches = FakeTarget(), list[int]()
     target.before_call = batches.append
-    async with running(FAST_RETRY, target) as rig:
+    async with running(replace(FAST_RETRY, overlap="off"), target) as rig:
         target.before_call = lambda number: setattr(target, "down", number == 3)
         (sink,) = await rig.generate(make_request(max_tokens=100, end_ids=()))
         assert error_of(sink)[0] is ErrorCode.UNAVAILABLE

@@ -3,19 +3,23 @@
 import ast
 import inspect
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from drafthouse.core.errors import ClientError, ErrorCode
 from drafthouse.pipeline import book, loop, stage_draft, stage_route, stage_target
-from drafthouse.pipeline.config import Mode, PipelineConfig
+from drafthouse.pipeline.config import PipelineConfig
+from drafthouse.pipeline.modes import Mode
 from drafthouse.scheduling.contract import Policy, Schedulable
 from drafthouse.scheduling.fcfs import FirstComeFirstServed
 from drafthouse.scheduling.registry import POLICIES, PolicyRegistry
 from fakes.pipeline_fusion import DRAFTERS
 from fakes.pipeline_harness import async_test, make_request, running
 from fakes.pipeline_model import next_token
+
+IN_TURN = PipelineConfig(overlap="off", adaptation="off", tetris="off")  # one draft and one verification per round
 
 
 def test_the_main_loop_and_every_function_are_short() -> None:
@@ -53,7 +57,7 @@ async def test_prefill_of_many_prompts_keeps_within_the_round_s_budget() -> None
 
 @async_test
 async def test_the_router_hears_prompt_scores_first_and_each_verified_round_once() -> None:
-    async with running(PipelineConfig(route_every=1)) as rig:
+    async with running(replace(IN_TURN, route_every=1)) as rig:
         request = make_request((1, 2, 3, 4), 40, end_ids=())
         (sink,) = await rig.generate(request)
         first, *later = (row for rows in rig.router.calls for row in rows)
@@ -61,8 +65,7 @@ async def test_the_router_hears_prompt_scores_first_and_each_verified_round_once
         assert not first.state.any()
         assert first.num_rounds == 0
         assert first.proposals.shape == (len(DRAFTERS), 0)
-        num_drafted_rounds = sum(row.num_draft_tokens > 0 for call in rig.fusion.calls for row in call.rows)
-        assert len(later) == num_drafted_rounds - 1  # the last round's news has nobody to serve
+        assert len(later) == sum(stats.num_drafted > 0 for stats in rig.rounds[:-1])  # the last round's news has nobody to serve
         output = [*request.prompt_ids, *sink.output_ids]
         for row in later:
             reached = row.target_tokens[row.target_tokens >= 0].tolist()
@@ -82,11 +85,11 @@ async def test_the_router_hears_prompt_scores_first_and_each_verified_round_once
 async def test_the_router_hears_of_several_rounds_at_a_time_and_of_each_once() -> None:
     reports = {}
     for route_every in (1, 3):
-        async with running(PipelineConfig(route_every=route_every)) as rig:
+        async with running(replace(IN_TURN, route_every=route_every)) as rig:
             await rig.generate(make_request((1, 2, 3, 4), 40, end_ids=()))
             _, *reports[route_every] = (row for rows in rig.router.calls for row in rows)
-            num_rounds = sum(row.num_draft_tokens > 0 for call in rig.fusion.calls for row in call.rows)
-        assert len(reports[route_every]) == (num_rounds - 1) // route_every
+            num_rounds = sum(stats.num_drafted > 0 for stats in rig.rounds[:-1])
+        assert len(reports[route_every]) == num_rounds // route_every
     each, joined = reports[1][:3], reports[3][0]
     assert joined.target_tokens.tolist() == np.concatenate([row.target_tokens for row in each]).tolist()
     assert joined.proposals.shape == joined.proposal_probs.shape == (len(DRAFTERS), len(joined.target_tokens))
@@ -95,9 +98,9 @@ async def test_the_router_hears_of_several_rounds_at_a_time_and_of_each_once() -
 @pytest.mark.parametrize(
     ("mode", "pinned", "expected"),
     [
-        (Mode.SINGLE_DRAFTER, (), {"general"}),
-        (Mode.COLLABORATIVE, ("math",), {"math"}),
-        (Mode.COLLABORATIVE, ("code", "math"), {"code", "math"}),
+        (Mode.VANILLA, (), {"general"}),
+        (Mode.COSINE, ("math",), {"math"}),
+        (Mode.COSINE, ("code", "math"), {"code", "math"}),
         (Mode.TARGET_ONLY, (), set()),
     ],
 )
@@ -120,8 +123,8 @@ async def test_without_a_router_two_drafters_share_the_work() -> None:
 
 
 def test_configuration_is_parsed_strictly() -> None:
-    config = PipelineConfig.parse({"mode": "single_drafter", "single_drafter": "math", "num_draft_tokens": "3", "max_queue_size": "0"})
-    assert (config.mode, config.single_drafter, config.num_draft_tokens, config.max_queue_size) == (Mode.SINGLE_DRAFTER, "math", 3, 0)
+    config = PipelineConfig.parse({"mode": "vanilla", "single_drafter": "math", "num_draft_tokens": "3", "max_queue_size": "0"})
+    assert (config.mode, config.single_drafter, config.num_draft_tokens, config.max_queue_size) == (Mode.VANILLA, "math", 3, 0)
     assert PipelineConfig.parse({}) == PipelineConfig()
     assert config.usable_drafters(DRAFTERS) == ("math",)
     assert PipelineConfig(slots=9).max_active(4) == 4
@@ -133,7 +136,7 @@ def test_configuration_is_parsed_strictly() -> None:
     ("parameters", "field", "named"),
     [
         ({"num_draft_token": "3"}, "num_draft_token", "max_num_draft_tokens, max_prefill_tokens"),
-        ({"mode": "colaborative"}, "mode", "collaborative, single_drafter, target_only"),
+        ({"mode": "cosin"}, "mode", "cosine, vanilla, specinfer, pipeline_only, target_only"),
         ({"num_draft_tokens": "${k}"}, "num_draft_tokens", "an integer"),
         ({"num_draft_tokens": "-1"}, "num_draft_tokens", "at least 0"),
         ({"num_draft_tokens": "17"}, "num_draft_tokens", "max_num_draft_tokens (16)"),
@@ -158,7 +161,7 @@ def test_collaborators_are_all_drafters_or_those_named() -> None:
 
 def test_a_single_drafter_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ClientError, match=r"field=single_drafter value='tao' allowed=one of code, math"):
-        PipelineConfig(mode=Mode.SINGLE_DRAFTER, single_drafter="tao").usable_drafters(DRAFTERS)
+        PipelineConfig(mode=Mode.VANILLA, single_drafter="tao").usable_drafters(DRAFTERS)
 
 
 def test_policy_names_are_unique_and_unknown_ones_are_answered_with_the_known() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from drafthouse.core.tree import DraftTree
-from drafthouse.pipeline.verify import target_trunk_tokens, walk
+from drafthouse.pipeline.verify import target_tokens, walk
 
 
 def tree(tokens: list[int], parents: list[int]) -> DraftTree:
@@ -44,18 +44,15 @@ def test_walk_follows_the_sampled_children(draft: DraftTree, sampled: list[int],
 
 
 @pytest.mark.parametrize(
-    ("trunk_len", "accepted", "sampled", "expected"),
+    ("nodes", "choices", "expected"),
     [
-        (0, (), [3], []),
-        (3, (), [1, 6, 7, 1], [1, -1, -1]),
-        (3, (0,), [5, 2, 7, 1], [5, 2, -1]),
-        (3, (0, 1, 2), [5, 6, 7, 1], [5, 6, 7]),
-        (3, (0, 4), [5, 9, 7, 1, 0, 3], [5, 9, -1]),
-        (3, (3, 5), [8, 6, 7, 1, 4, 0, 2], [8, -1, -1]),
-        (2, (0, 1), [5, 6, 7], [5, 6]),
+        ([], {-1: 3}, []),
+        ([0, 1, 2], {-1: 1}, [1, -1, -1]),
+        ([0, 1, 2], {-1: 5, 0: 2}, [5, 2, -1]),
+        ([0, 1, 2], {-1: 5, 0: 6, 1: 7, 2: 1}, [5, 6, 7]),
+        ([0, 1, 4], {-1: 5, 0: 9, 4: 3}, [5, 9, 9]),
+        ([3, 5, 1], {-1: 8, 3: 4, 5: 2}, [8, 4, -1]),
     ],
 )
-def test_router_hears_the_target_up_to_the_first_rejected_trunk_node(
-    trunk_len: int, accepted: tuple[int, ...], sampled: list[int], expected: list[int]
-) -> None:
-    assert target_trunk_tokens(trunk_len, accepted, i32(*sampled)).tolist() == expected
+def test_router_hears_what_the_target_chose_wherever_the_walk_got(nodes: list[int], choices: dict[int, int], expected: list[int]) -> None:
+    assert target_tokens(i32(*nodes), TREE.parents, choices).tolist() == expected

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from drafthouse.core.clock import now_ns
-from drafthouse.engine.contract import EngineError, RowResult, RowStatus, StepCall, StepResult
+from drafthouse.engine.contract import EngineError, GrowthStop, RowResult, RowStatus, StepCall, StepResult
 from drafthouse.fusion.contract import DrafterClient, DraftPlan
 from drafthouse.fusion.pacing import Pace
 from drafthouse.fusion.row_draft import Seat
@@ -59,11 +59,12 @@ class DrafterLane:
         self._max_step_tokens = max_step_tokens
         self._timeout_s = timeout_s
         self._num_candidates = 1 + plan.num_siblings
+        self._min_chance = plan.min_chance
 
     @property
     def waiting(self) -> list[Seat]:
         """The seats whose request wants more trunk tokens from this drafter."""
-        return [seat for seat in self.seats if seat in seat.row.active and seat.row.num_missing > 0]
+        return [seat for seat in self.seats if seat in seat.row.active and seat.row.num_missing > 0 and not seat.row.has_stopped]
 
     async def release(self) -> int:
         """Only tell the drafter which requests are over. Returns session time in ns."""
@@ -104,11 +105,19 @@ class DrafterLane:
     async def _ask(self, seats: list[Seat], num_steps: int) -> int:
         for seat in seats:
             seat.fresh = []
-        call = StepCall([seat.row.step_row(seat.position) for seat in seats], num_steps, self._num_candidates, return_logprobs=False)
+        rows = [seat.row.step_row(seat.position) for seat in seats]
+        call = StepCall(rows, num_steps, self._num_candidates, return_logprobs=False, stop=self._stop(seats))
         started_ns = now_ns()
         session_ns = await self._call(seats, call, lambda seat, answer: seat.accept(answer, num_steps))
         self.pace.saw(now_ns() - started_ns, session_ns, num_steps)
         return session_ns
+
+    def _stop(self, seats: Sequence[Seat]) -> GrowthStop | None:
+        """Where the drafter stops by itself. Its requests' scores differ a little; one line has to do for all of them."""
+        if self._min_chance == 0.0:
+            return None
+        intercepts, slopes = zip(*(seat.judge.own_line for seat in seats), strict=True)
+        return GrowthStop(slopes[0], sum(intercepts) / len(intercepts), self._min_chance)
 
     def _chunk_len(self, seat: Seat) -> int:
         """Tokens to take in before this seat may draft; a seat that only takes in gets everything this way."""

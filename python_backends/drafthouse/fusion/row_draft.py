@@ -31,6 +31,11 @@ class Judge:
         score = 0.0 if row.scores is None else score_logit(float(row.scores[drafter]))
         return Judge(drafter, weight, tuple((a + c * score, b) for a, b, c in plan.calibration[:, drafter].tolist()))
 
+    @property
+    def own_line(self) -> tuple[float, float]:
+        """(intercept, slope) of the drafter's own choices; with (0, 1) a probability is its chance."""
+        return self.lines[0] if self.lines else (0.0, 1.0)
+
     def proposal(self, token: int, prob: float, rank: int = 0) -> Proposal:
         """A candidate with its chance (a probability that is not a number has none)."""
         if self.lines:
@@ -71,6 +76,7 @@ class Seat:
         first = len(self.row.path)
         ids = answer.candidate_ids[first : first + num_steps].tolist()
         probs = answer.candidate_probs[first : first + num_steps].tolist()
+        self.row.has_stopped |= len(ids) < num_steps
         self.fresh = [
             [self.judge.proposal(token, prob, rank) for rank, (token, prob) in enumerate(zip(*pair, strict=True))]
             for pair in zip(ids, probs, strict=True)
@@ -87,7 +93,7 @@ class RowDraft:
 
     __slots__ = (
         "_plan", "_shared_row", "_tip", "_trie", "active", "end_position",
-        "leaf_depth", "num_draft_tokens", "path", "row", "seats", "trunk",
+        "has_stopped", "leaf_depth", "num_draft_tokens", "path", "row", "seats", "trunk",
     )  # fmt: skip
 
     def __init__(self, row: DraftRow, max_step_tokens: tuple[int, ...], plan: DraftPlan) -> None:
@@ -103,6 +109,7 @@ class RowDraft:
         self._tip = row.leaf  # the trunk's last node
         self.path = self._trie.path(row.leaf)  # draft tokens from the root to the tip
         self.leaf_depth = len(self.path)
+        self.has_stopped = False  # a drafter found that nothing further is worth writing
         # The last call of a fused trunk carries the root and the whole path but its last token.
         most = min([max_step_tokens[seat.drafter] for seat in self.seats], default=0) - self.leaf_depth
         self.num_draft_tokens = max(0, min(row.num_draft_tokens, most))
@@ -127,7 +134,8 @@ class RowDraft:
         num_committed = len(tokens)
         if self.path:
             tokens = np.concatenate((tokens, np.array(self.path, np.int32)))
-        self._shared_row = StepRow(row.request_uid, position, tokens, num_committed, None, row.sampling)
+        chances = np.array([self._trie.reach(self._tip)], np.float32)
+        self._shared_row = StepRow(row.request_uid, position, tokens, num_committed, None, row.sampling, leaf_chances=chances)
         return self._shared_row
 
     def chunk(self, position: int, num_tokens: int) -> StepRow:

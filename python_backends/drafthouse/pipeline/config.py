@@ -3,32 +3,37 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
 from drafthouse.core.errors import invalid
+from drafthouse.pipeline.modes import MODES, Mode, Overlap, Switches, Trees
 from drafthouse.scheduling.registry import POLICIES
 
+MAX_SIBLINGS = 7  # an engine returns at most a few candidates per node
 MAX_DRAFT_TOKENS_LIMIT = 64  # beyond this no draft pays, and a tree would not fit a step call
 
 
-class Mode(StrEnum):
-    """Who drafts."""
-
-    COLLABORATIVE = "collaborative"  # the drafters the router chooses, fused
-    SINGLE_DRAFTER = "single_drafter"  # always the same one: the baseline of collaboration
-    TARGET_ONLY = "target_only"  # nobody: the baseline of speculation
+BY_MODE = "mode"  # a switch that is not set
+ON_OFF = {"on": True, "off": False}
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineConfig:
     """Settings of the `cosine` model; each is a parameter of its config.pbtxt under the same name."""
 
-    mode: Mode = Mode.COLLABORATIVE
-    single_drafter: str = "general"  # the drafter of mode single_drafter
-    collaborators: str = ""  # comma-separated drafters of mode collaborative; "" = all of them
+    mode: Mode = Mode.COSINE
+    single_drafter: str = "general"  # the drafter of modes vanilla and pipeline_only
+    collaborators: str = ""  # comma-separated drafters of modes cosine and specinfer; "" = all of them
+    routing: str = BY_MODE  # on or off, and so the next four: one part of the mode turned by itself (`pipeline.modes.Switches`)
+    fusion: str = BY_MODE
+    overlap: str = BY_MODE  # on, off or auto
+    adaptation: str = BY_MODE
+    tetris: str = BY_MODE
     policy: str = "fcfs"  # see drafthouse.scheduling.registry
-    num_draft_tokens: int = 5  # longest draft per round when the request does not say
-    max_num_draft_tokens: int = 16  # the most a request may ask for
+    num_draft_tokens: int = 5  # draft tokens per round without adaptation; with it, what it begins with. 0 = only for requests that ask
+    max_num_draft_tokens: int = 16  # the most a request may ask for, and that adaptation goes up to
+    num_siblings: int = 1  # candidates beside a drafter's own token that become branches; 0 = none. Chains only where weights are int8
+    max_drafters: int = 2  # of one request at a time, in mode cosine
+    max_tree_nodes: int = 24  # of one request's draft
     route_every: int = 4  # verified rounds of a request from one decision of the router to the next
     slots: int = 0  # requests that run at the same time; 0 = as many as the target has slots
     max_queue_size: int = 64  # requests that may wait beside the running ones
@@ -41,7 +46,9 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         POLICIES.create(self.policy)
-        lowest = {"slots": 0, "max_queue_size": 0, "num_draft_tokens": 0, "max_num_draft_tokens": 0, "target_retry_attempts": 0}
+        lowest = dict.fromkeys(
+            ("slots", "max_queue_size", "num_draft_tokens", "max_num_draft_tokens", "num_siblings", "target_retry_attempts"), 0
+        )
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if isinstance(value, int) and value < lowest.get(item.name, 1):
@@ -50,6 +57,27 @@ class PipelineConfig:
             raise invalid("max_num_draft_tokens", self.max_num_draft_tokens, f"at most {MAX_DRAFT_TOKENS_LIMIT}")
         if self.num_draft_tokens > self.max_num_draft_tokens:
             raise invalid("num_draft_tokens", self.num_draft_tokens, f"at most max_num_draft_tokens ({self.max_num_draft_tokens})")
+
+        for name in ("routing", "fusion", "adaptation", "tetris"):
+            if getattr(self, name) not in (BY_MODE, *ON_OFF):
+                raise invalid(name, getattr(self, name), f"one of {', '.join((BY_MODE, *ON_OFF))}")
+        if self.overlap not in (BY_MODE, *Overlap):
+            raise invalid("overlap", self.overlap, f"one of {', '.join((BY_MODE, *Overlap))}")
+        if self.num_siblings > MAX_SIBLINGS:
+            raise invalid("num_siblings", self.num_siblings, f"at most {MAX_SIBLINGS}")
+
+    @property
+    def switches(self) -> Switches:
+        """The mode's switches, with those that were set by themselves."""
+        switches = MODES[self.mode]
+        changes: dict[str, object] = {
+            name: ON_OFF[getattr(self, name)] for name in ("routing", "adaptation", "tetris") if getattr(self, name) != BY_MODE
+        }
+        if self.fusion != BY_MODE:
+            changes["trees"] = Trees.FUSED if ON_OFF[self.fusion] else Trees.CHAIN
+        if self.overlap != BY_MODE:
+            changes["overlap"] = Overlap(self.overlap)
+        return dataclasses.replace(switches, **changes)  # type: ignore[arg-type]  # names and types as above
 
     @classmethod
     def parse(cls, parameters: Mapping[str, str]) -> "PipelineConfig":
@@ -68,9 +96,10 @@ class PipelineConfig:
 
     def usable_drafters(self, drafter_names: tuple[str, ...]) -> tuple[str, ...]:
         """The drafters that may work in this mode; INVALID_ARG when it names one that is not in ``drafter_names``."""
-        if self.mode is Mode.TARGET_ONLY:
+        switches = self.switches
+        if not switches.drafts:
             return ()
-        if self.mode is Mode.SINGLE_DRAFTER:
+        if not switches.all_drafters:
             return _known("single_drafter", (self.single_drafter,), drafter_names)
         named = tuple(part.strip() for part in self.collaborators.split(",") if part.strip())
         return _known("collaborators", named, drafter_names) or drafter_names

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
 from drafthouse.engine.contract import EngineClient, EngineError, StepCall, StepResult
-from drafthouse.fusion.contract import DraftCall, DraftResult, DraftRow, Fusion
+from drafthouse.fusion.contract import DraftCall, DraftPlan, DraftResult, DraftRow, Fusion
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -93,13 +93,13 @@ class FusionLink:
         self._fusion = fusion
         self._is_failing = False
 
-    async def draft(self, rows: Sequence[DraftRow]) -> DraftResult | None:
+    async def draft(self, rows: Sequence[DraftRow], plan: DraftPlan | None = None) -> DraftResult | None:
         """One draft round; None when there is none to be had."""
         if self._fusion is None:
             return None
         released = self.releases.pending()
         try:
-            result = await self._fusion.draft(DraftCall(rows, released))
+            result = await self._fusion.draft(DraftCall(rows, released, plan or DraftPlan()))
         except Exception:
             if not self._is_failing:  # once per outage, not once per round
                 logger.exception("fusion fails; going on without drafts")
@@ -126,3 +126,8 @@ async def beside(main: Awaitable[T], side: Awaitable[None]) -> T:
         return await main
     finally:
         await task
+
+
+async def both(first: Awaitable[None], second: Awaitable[None]) -> None:
+    """Run two things at the same time."""
+    await beside(first, second)

@@ -16,6 +16,8 @@ from drafthouse.pipeline.book import Book
 from drafthouse.pipeline.config import PipelineConfig
 from drafthouse.pipeline.contract import GenerationRequest, ResponseSink
 from drafthouse.pipeline.links import FusionLink, TargetLink
+from drafthouse.pipeline.overlap import OverlapChoice
+from drafthouse.pipeline.speculation import Speculation
 from drafthouse.pipeline.stage_draft import DraftStage
 from drafthouse.pipeline.stage_route import RouteStage
 from drafthouse.pipeline.stage_target import PrefillStage, VerifyStage, internal_error
@@ -56,10 +58,12 @@ class Pipeline:
         self._usable_drafters = config.usable_drafters(services.drafter_names)
         self._target = TargetLink(services.target)
         self._fusion = FusionLink(services.fusion)
-        routes = RouteStage(services.router, config.route_every)
-        self._draft = DraftStage(self._fusion, routes, services.limits, config)
+        routes = RouteStage(services.router if config.switches.routing else None, config.route_every)
+        self._speculation = Speculation(config, services.limits, len(services.drafter_names), len(self._usable_drafters))
+        self._draft = DraftStage(self._fusion, routes, self._speculation, services.limits)
         self._prefill = PrefillStage(self._target, self._draft, services.limits, config)
-        self._verify = VerifyStage(self._target, routes, config)
+        self._verify = VerifyStage(self._target, routes, self._speculation, config)
+        self._overlap = OverlapChoice(config.switches.overlap)
         self._max_active = config.max_active(services.limits.slots)
         self._policy = POLICIES.create(config.policy)
         self._book = Book(self._policy, self._max_active, config.max_queue_size, self._release)
@@ -105,14 +109,42 @@ class Pipeline:
             await self._prefill.run(active, stats)
             self._book.settle(active)
             decoding = [state for state in active if state.is_running and not self._prefill.is_due(state)]
-            await self._draft.run(decoding, stats)
-            await self._verify.run(decoding, stats)
+            if decoding:
+                await (self._overlapped(decoding, stats) if self._overlap.decide(len(decoding)) else self._in_turn(decoding, stats))
             self._book.settle(active)
         finally:
             stats.wall_ns = now_ns() - started_ns
             self._observe(stats)
+        if decoding:
+            self._speculation.learn(stats)
+            self._overlap.learn(stats)
         if not stats.made_progress:
             await asyncio.sleep(PAUSE_WITHOUT_PROGRESS_S)
+
+    async def _in_turn(self, decoding: Sequence[RequestState], stats: RoundStats) -> None:
+        """The plain way: draft for everybody, then verify everybody."""
+        self._speculation.decide(len(decoding), overlaps=False)
+        for state in decoding:
+            state.draft = None
+        await self._draft.run(self._draft.lacking(decoding), stats)
+        ready = [state for state in decoding if state.is_running]  # some may have been answered meanwhile
+        self._speculation.choose(ready, stats.draft_wall_ns)
+        if ready:
+            await self._verify.run(ready, stats)
+
+    async def _overlapped(self, decoding: Sequence[RequestState], stats: RoundStats) -> None:
+        """While the target verifies, the drafters go on from where each request is expected to end, and draft for those that lack one."""
+        self._speculation.decide(len(decoding), overlaps=True)
+        lacking = self._draft.lacking(decoding)
+        ready = [state for state in decoding if state not in lacking]
+        stats.num_ready_ahead += len(ready)
+        if not self._speculation.goes_without(len(ready), len(lacking)):
+            await self._draft.run(lacking, stats)
+            ready, lacking = list(decoding), []
+        ready = [state for state in ready if state.is_running]
+        self._speculation.choose(ready, stats.draft_wall_ns)
+        if ready:
+            await self._verify.run(ready, stats, self._draft.meanwhile(ready, lacking, stats))
 
     def submit(self, request: GenerationRequest, sink: ResponseSink) -> None:
         """Take a request, or answer it at once with UNAVAILABLE when the queue is full or the server stops."""

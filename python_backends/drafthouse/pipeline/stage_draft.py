@@ -1,76 +1,99 @@
-"""Have the drafters propose: intake of prompts, and one draft tree per request and round."""
+"""Have the drafters propose: intake of prompts, one draft tree per request and round, and the drafts after those being verified."""
 
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from drafthouse.core.clock import now_ns
-from drafthouse.core.tree import DraftTree
+from drafthouse.core.tree import ROOT, DraftTree
 from drafthouse.engine.contract import EngineLimits, RowStatus
-from drafthouse.fusion.contract import DraftRow, DraftRowResult
-from drafthouse.pipeline.config import PipelineConfig
+from drafthouse.fusion.contract import DraftPlan, DraftRow, DraftRowResult
+from drafthouse.pipeline.ahead import depth_of, expected_leaf
 from drafthouse.pipeline.links import FusionLink
+from drafthouse.pipeline.speculation import Speculation
 from drafthouse.pipeline.stage_route import RouteStage
 from drafthouse.pipeline.state import Draft, RequestState
 from drafthouse.pipeline.stats import RoundStats
 
+NO_TREE = DraftTree()
+LEAST_CHANCE_AHEAD = 0.1  # an outcome less likely than this is not drafted for
+
 
 class DraftStage:
-    """Writes `RequestState.draft`. Drafter trouble shows only as an empty draft."""
+    """Writes `RequestState.draft`. Drafter trouble shows only as a missing draft."""
 
-    def __init__(self, fusion: FusionLink, routes: RouteStage, limits: EngineLimits, config: PipelineConfig) -> None:
+    def __init__(self, fusion: FusionLink, routes: RouteStage, speculation: Speculation, limits: EngineLimits) -> None:
         self._fusion = fusion
         self._routes = routes
+        self._speculation = speculation
         self._limits = limits
-        self._config = config
+
+    def lacking(self, states: Sequence[RequestState]) -> list[RequestState]:
+        """Those that may speculate in this round and have no draft."""
+        return [state for state in states if state.draft is None and self._speculation.depth(state) > 0]
 
     async def run(self, states: Sequence[RequestState], stats: RoundStats) -> None:
-        """Propose a tree for every request that may have one."""
+        """Propose a tree for each of these requests."""
+        if not states:
+            return
         started_ns = now_ns()
-        for state in states:
-            state.draft = None
-        drafting = [state for state in states if self._budget(state) > 0]
-        await self._routes.first(drafting)
-        drafting = [state for state in drafting if state.is_running]  # the router took time, too
-        rows = [row for state in drafting if (row := self._row(state, self._budget(state), state.num_tokens)) is not None]
+        if self._speculation.switches.routing:
+            self._routes.max_drafters = self._speculation.max_drafters
+            await self._routes.first(states)
+        states = [state for state in states if state.is_running]  # the router took time, too
+        rows = {state: row for state in states if (row := self._row(state, self._speculation.depth(state), state.num_tokens)) is not None}
+        stats.draft_session_ns += await self._propose(rows)
+        draft_ns = now_ns() - started_ns
+        stats.draft_wall_ns += draft_ns
         if rows:
-            await self._propose(drafting, rows, stats)
-        stats.draft_wall_ns += now_ns() - started_ns
+            self._speculation.saw_drafts(list(rows), draft_ns)
+
+    async def meanwhile(self, verifying: Sequence[RequestState], others: Sequence[RequestState], stats: RoundStats) -> None:
+        """While the chosen parts of some requests' drafts are verified: go on from where each is expected to end, and draft for others."""
+        if self._speculation.switches.routing:
+            await self._routes.first(others)
+        rows = {state: row for state in verifying if (row := self._row_ahead(state)) is not None}
+        stats.num_drafted_ahead += len(rows)
+        new = {state: row for state in others if (row := self._row(state, self._speculation.depth(state), state.num_tokens)) is not None}
+        stats.ahead_session_ns += await self._propose(rows | new)
+        if new:
+            self._speculation.saw_drafts(list(new), None)
+
+    def _row_ahead(self, state: RequestState) -> DraftRow | None:
+        """The continuation of a draft that is being verified; None where none is worth it."""
+        if state.draft is None:
+            return None
+        tree = state.draft.tree
+        leaf, chance = expected_leaf(tree, state.chosen)
+        # What is emitted now comes off what may still be drafted.
+        depth = min(self._speculation.depth(state), state.num_remaining - 2 - depth_of(tree, leaf))
+        if chance < LEAST_CHANCE_AHEAD or depth < 1 or leaf == ROOT:
+            return None
+        return self._row(state, depth, state.num_tokens, tree, leaf)
 
     async def take_in(self, states: Sequence[RequestState], ends: Sequence[int]) -> None:
         """Let the drafters read ``tokens[:end]`` of new requests and score the prompt; proposes nothing."""
         reading: list[RequestState] = []
         rows: list[DraftRow] = []
         for state, end in zip(states, ends, strict=True):
-            if state.is_running and state.num_output_tokens == 0 and self._wanted(state) > 0:
+            if state.is_running and state.num_output_tokens == 0 and self._speculation.may_draft(state):
                 row = self._row(state, 0, end)
                 if row is not None:
                     reading.append(state)
                     rows.append(row)
-        result = await self._fusion.draft(rows) if rows else None
+        result = await self._fusion.draft(rows, DraftPlan()) if rows else None
         if result is None:
             return
+        self._routes.note(rows, result.rows)
         for state, row, answer in zip(reading, rows, result.rows, strict=True):
             _note_cached_len(state, row, answer)
             state.prompt_logprob += answer.prompt_logprob
             state.num_scored += answer.num_scored
 
-    def _wanted(self, state: RequestState) -> int:
-        """Longest draft of which every token could be emitted."""
-        asked = state.request.num_draft_tokens
-        wanted = self._config.num_draft_tokens if asked is None else asked
-        return min(wanted, state.num_remaining - 1) if state.allowed.any() else 0
-
-    def _budget(self, state: RequestState) -> int:
-        """Longest draft that also fits the target's next call."""
-        return min(self._wanted(state), self._max_nodes(state))
-
-    def _max_nodes(self, state: RequestState) -> int:
-        return min(self._limits.max_step_tokens - state.num_uncached, self._limits.usable_context - state.num_tokens)
-
-    def _row(self, state: RequestState, num_draft_tokens: int, end: int) -> DraftRow | None:
+    def _row(self, state: RequestState, num_draft_tokens: int, end: int, base: DraftTree = NO_TREE, leaf: int = ROOT) -> DraftRow | None:
         """The tokens below ``end`` that the slowest participating drafter lacks; None when nobody takes part."""
-        weights = state.allowed.astype(np.float32) if state.weights is None else state.weights
+        weights = self._weights(state)
         working = weights > 0.0
         if not working.any():
             return None
@@ -78,35 +101,59 @@ class DraftStage:
         return DraftRow(
             request_uid=state.request_uid,
             prefix_len=prefix_len,
-            tokens=state.tokens[prefix_len:end],
+            tokens=state.tokens[prefix_len:end].copy(),  # what is committed meanwhile lies behind, but this may be read later
             num_draft_tokens=num_draft_tokens,
             weights=weights,
             sampling=state.request.sampling,
+            scores=state.scores,
+            base=base,
+            leaf=leaf,
         )
 
-    async def _propose(self, drafting: Sequence[RequestState], rows: Sequence[DraftRow], stats: RoundStats) -> None:
-        result = await self._fusion.draft(rows)
+    def _weights(self, state: RequestState) -> NDArray[np.float32]:
+        """[D], who works for this request now: of those that were chosen and answer, the best few."""
+        wanted = self._routes.weights(state)
+        most = self._speculation.max_drafters
+        if state.weights is None or np.count_nonzero(wanted) <= most:
+            return wanted
+        weights = np.zeros_like(wanted)
+        best = np.argsort(-wanted, kind="stable")[:most]
+        weights[best] = wanted[best]
+        return weights
+
+    async def _propose(self, rows: dict[RequestState, DraftRow]) -> int:
+        """Have these drafts made or continued; returns the drafters' session time in ns."""
+        if not rows:
+            return 0
+        bases = {state: state.draft for state in rows}
+        result = await self._fusion.draft(list(rows.values()), self._speculation.draft_plan())
         if result is None:
-            return
-        stats.draft_session_ns += result.draft_session_ns
-        by_uid = {state.request_uid: state for state in drafting}
-        for row, answer in zip(rows, result.rows, strict=True):
-            state = by_uid[row.request_uid]
+            return 0
+        self._routes.note(list(rows.values()), result.rows)
+        for (state, row), answer in zip(rows.items(), result.rows, strict=True):
             _note_cached_len(state, row, answer)
-            tree = usable_tree(answer.tree, self._max_nodes(state), self._limits.vocab_size)
-            trunk_len = min(answer.proposals.shape[1], len(tree))
-            if len(tree):
-                state.draft = Draft(tree, answer.proposals[:, :trunk_len], answer.proposal_probs[:, :trunk_len])
+            draft = _usable(answer, bases[state], self._limits)
+            if draft is not None and state.draft is bases[state]:
+                state.draft = draft
+        return result.draft_session_ns
 
 
-def usable_tree(tree: DraftTree, max_nodes: int, vocab_size: int) -> DraftTree:
-    """The first ``max_nodes`` nodes of ``tree`` (parents come first, so they are a tree), or none if it is malformed."""
-    num_nodes = min(len(tree), max_nodes)
-    tokens, parents = tree.tokens[:num_nodes], tree.parents[:num_nodes]
-    in_order = (parents < np.arange(num_nodes)) & (parents >= -1) & (tokens >= 0) & (tokens < vocab_size)
-    if not in_order.all():
-        return DraftTree()
-    return DraftTree(tokens, parents, tree.confidence[:num_nodes], tree.source[:num_nodes])
+def _usable(answer: DraftRowResult, base: Draft | None, limits: EngineLimits) -> Draft | None:
+    """The answer as a draft that continues ``base``; None when it is empty or malformed."""
+    tree, trunk = answer.tree, answer.trunk
+    size, base_size = len(tree), 0 if base is None else len(base.tree)
+    in_order = (tree.parents < np.arange(size)) & (tree.parents >= ROOT) & (tree.tokens >= 0) & (tree.tokens < limits.vocab_size)
+    if not size or not in_order.all() or ((trunk < 0) | (trunk >= size)).any() or size < base_size:
+        return None
+    proposals, probs = answer.proposals[:, : len(trunk)], answer.proposal_probs[:, : len(trunk)]
+    if base is None:
+        return Draft(tree, trunk, proposals, probs)
+    return Draft(
+        tree,
+        np.concatenate((base.trunk, trunk)),
+        np.concatenate((base.proposals, proposals), axis=1),
+        np.concatenate((base.proposal_probs, probs), axis=1),
+    )
 
 
 def _note_cached_len(state: RequestState, row: DraftRow, answer: DraftRowResult) -> None:

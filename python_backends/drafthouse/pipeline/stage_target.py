@@ -3,23 +3,26 @@
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from drafthouse.core.clock import now_ns
 from drafthouse.core.errors import ErrorCode, ServerError
-from drafthouse.core.tree import DraftTree
+from drafthouse.core.tree import ROOT, DraftTree
 from drafthouse.engine.contract import EngineLimits, RowResult, RowStatus, StepCall, StepRow
+from drafthouse.pipeline.ahead import continued
+from drafthouse.pipeline.chances import Verdict
 from drafthouse.pipeline.commit import commit
 from drafthouse.pipeline.config import PipelineConfig
-from drafthouse.pipeline.links import TargetLink, beside
+from drafthouse.pipeline.links import TargetLink, beside, both
+from drafthouse.pipeline.speculation import Speculation
 from drafthouse.pipeline.stage_draft import DraftStage
 from drafthouse.pipeline.stage_route import RouteStage
-from drafthouse.pipeline.state import Feedback, RequestState
+from drafthouse.pipeline.state import Draft, Feedback, RequestState
 from drafthouse.pipeline.stats import RoundStats
-from drafthouse.pipeline.verify import target_trunk_tokens, walk
+from drafthouse.pipeline.verify import target_tokens, walk
 
 logger = logging.getLogger(__name__)
 _NO_TREE = DraftTree()
@@ -97,41 +100,39 @@ class PrefillStage:
 
 
 class VerifyStage:
-    """Has the target verify every draft tree in one call, and commits what it chose."""
+    """Has the target verify the chosen part of every draft in one call, and commits what it chose."""
 
-    def __init__(self, target: TargetLink, routes: RouteStage, config: PipelineConfig) -> None:
+    def __init__(self, target: TargetLink, routes: RouteStage, speculation: Speculation, config: PipelineConfig) -> None:
         self._target = target
         self._routes = routes
+        self._speculation = speculation
         self._config = config
 
-    async def run(self, states: Sequence[RequestState], stats: RoundStats) -> None:
+    async def run(self, states: Sequence[RequestState], stats: RoundStats, beside_it: Awaitable[None] | None = None) -> None:
         """One verification for each request; at least one token for each row the target could compute.
 
-        The router hears about the round before at the same time: its answer is one round old when it is used, and
-        costs no time. Raises EngineError.
+        The router hears about the rounds before at the same time: its answer is a round old when it is used, and costs no time. So does
+        ``beside_it``, which is over when this returns. Raises EngineError.
         """
-        states = [state for state in states if state.is_running]  # some may have been answered since the draft began
-        if not states:
-            return
         started_ns = now_ns()
         return_logprobs = any(state.request.return_log_probs for state in states)
-        call = StepCall([_verify_row(state) for state in states], return_logprobs=return_logprobs)
-        result = await beside(self._target.step(call), self._routes.refresh(states))
-        for state, answer in zip(states, result.rows, strict=True):
-            if state.is_running:
-                self._apply(state, answer, stats)
+        trees = [_chosen_tree(state) for state in states]
+        call = StepCall([_verify_row(state, tree) for state, tree in zip(states, trees, strict=True)], return_logprobs=return_logprobs)
+        others = self._routes.refresh(states)
+        result = await beside(self._target.step(call), others if beside_it is None else both(others, beside_it))
+        stats.num_verified_tokens += sum(len(tree) for tree in trees) + sum(state.num_uncached for state in states)
+        for state, tree, answer in zip(states, trees, result.rows, strict=True):
+            if state.is_running and _was_computed(state, answer, 1 + len(tree), self._config.max_stalled_rounds):
+                self._apply(state, tree, answer, stats)
         stats.verify_session_ns += result.session_ns
         stats.verify_wall_ns += now_ns() - started_ns
 
-    def _apply(self, state: RequestState, answer: RowResult, stats: RoundStats) -> None:
-        draft, state.draft = state.draft, None
-        tree = _NO_TREE if draft is None else draft.tree
-        if not _was_computed(state, answer, 1 + len(tree), self._config.max_stalled_rounds):
-            return
+    def _apply(self, state: RequestState, tree: DraftTree, answer: RowResult, stats: RoundStats) -> None:
         path = walk(tree, answer.sampled)
         outputs = list(path.outputs)
+        emitted: list[int] = answer.sampled[outputs].tolist()
         sources = [int(tree.source[node]) for node in path.accepted]
-        num_emitted = commit(state, answer.sampled[outputs].tolist(), [*sources, TARGET_ITSELF], answer.logprobs[outputs].tolist())
+        num_emitted = commit(state, emitted, [*sources, TARGET_ITSELF], answer.logprobs[outputs].tolist())
         num_accepted = min(num_emitted, len(path.accepted))
         state.num_verifications += 1
         state.num_drafted += len(tree)
@@ -140,19 +141,34 @@ class VerifyStage:
         stats.num_verified_emitted += num_emitted
         stats.num_drafted += len(tree)
         stats.num_accepted += num_accepted
-        if draft is not None:
-            trunk = target_trunk_tokens(draft.proposals.shape[1], path.accepted, answer.sampled)
-            state.feedback.append(Feedback(draft.proposals, draft.proposal_probs, trunk))
+        if state.draft is not None:
+            nodes = state.chosen[list(path.accepted)].tolist()
+            self._tell(state, state.draft, dict(zip((ROOT, *nodes), emitted, strict=True)))
+            state.draft = continued(state.draft, emitted)
+
+    def _tell(self, state: RequestState, draft: Draft, choices: Mapping[int, int]) -> None:
+        """Report to router and calibration. choices: what the target chose after the root and after each accepted node."""
+        tree = draft.tree
+        state.feedback.append(Feedback(draft.proposals, draft.proposal_probs, target_tokens(draft.trunk, tree.parents, choices)))
+        tested = np.array([node for node, parent in enumerate(tree.parents.tolist()) if parent in choices], np.int64)
+        if len(tested):
+            wanted = target_tokens(tested, tree.parents, choices)
+            source = tree.source[tested]
+            hit = tree.tokens[tested] == wanted
+            self._speculation.saw(Verdict(source, tree.ranks[tested], tree.probs[tested], state.scores[source], hit))
 
 
-def _verify_row(state: RequestState) -> StepRow:
+def _chosen_tree(state: RequestState) -> DraftTree:
+    return _NO_TREE if state.draft is None else state.draft.tree.taking(state.chosen)
+
+
+def _verify_row(state: RequestState, tree: DraftTree) -> StepRow:
     """The committed tokens the target lacks, then the draft tree with its parents shifted behind them."""
     start = state.num_tokens - state.num_uncached
     committed = state.tokens[start : state.num_tokens]
     num_committed = len(committed)
-    if state.draft is None:
+    if not len(tree):
         return StepRow(state.request_uid, start, committed, num_committed, sampling=state.request.sampling)
-    tree = state.draft.tree
     tokens = np.concatenate((committed, tree.tokens))
     # The root, -1, becomes the last committed token by the same shift.
     parents = np.concatenate((np.arange(-1, num_committed - 1, dtype=np.int32), tree.parents + np.int32(num_committed)))

@@ -24,9 +24,10 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What fusion proposed for the coming verification."""
+    """What fusion proposed for a coming verification. K = trunk nodes about which the drafters' proposals are known."""
 
     tree: DraftTree
+    trunk: NDArray[np.int32]  # [K], nodes of the tree
     proposals: NDArray[np.int32]  # [D, K]
     proposal_probs: NDArray[np.float32]  # [D, K]
 
@@ -66,7 +67,8 @@ class RequestState:
     route_state: NDArray[np.float32] = field(init=False)  # [D, S], the router's own, carried from call to call; route
     scores: NDArray[np.float32] = field(init=False)  # [D], how good each drafter is, in (0, 1); NaN before the router's first answer; route
     weights: NDArray[np.float32] | None = None  # [D]; route; None = not routed yet
-    draft: Draft | None = None  # draft; consumed by verify
+    draft: Draft | None = None  # draft; verify keeps what is left of it after what was committed
+    chosen: NDArray[np.int64] = field(init=False)  # [n], nodes of the draft that are verified in this round; speculation
     feedback: list[Feedback] = field(default_factory=list)  # verify appends a round; consumed by route
 
     num_verifications: int = 0  # verify
@@ -83,6 +85,7 @@ class RequestState:
         self.num_scored = np.zeros(num_drafters, np.int64)
         self.route_state = new_route_state(num_drafters)
         self.scores = np.full(num_drafters, np.nan, np.float32)
+        self.chosen = np.empty(0, np.int64)
 
     @property
     def request_uid(self) -> int:
@@ -128,6 +131,7 @@ class RequestState:
         """The engines hold nothing of this request any more."""
         self.target_cached_len = 0
         self.drafter_cached_len[:] = 0
+        self.draft = None
 
     def perf(self) -> PerfMetrics:
         """The figures a client may ask for."""

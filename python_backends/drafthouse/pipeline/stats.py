@@ -22,7 +22,11 @@ class RoundStats:
     prefill_session_ns: int = 0  # the target's; the drafters take in the prompt beside it
     draft_wall_ns: int = 0
     draft_session_ns: int = 0
+    ahead_session_ns: int = 0  # of drafts made while the target verified, off the critical path unless they take longer
+    num_drafted_ahead: int = 0  # drafts gone on with while they were verified
+    num_ready_ahead: int = 0  # requests that had a draft when their round began
     num_verified_rows: int = 0  # the decode batch; rows the target answered
+    num_verified_tokens: int = 0  # of all rows together, committed ones that the target lacked included
     num_verified_emitted: int = 0  # tokens committed by verification, with the bonus token
     num_drafted: int = 0  # tree nodes the target verified
     num_accepted: int = 0  # those of them that were emitted

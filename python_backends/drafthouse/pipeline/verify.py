@@ -5,6 +5,7 @@ sampled token, for as long as there is one. What is emitted is therefore exactly
 alone, whoever drafted.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,16 +44,17 @@ def walk(tree: DraftTree, sampled: NDArray[np.int32]) -> Walk:
     return Walk(tuple(accepted), chosen[here + 1])
 
 
-def target_trunk_tokens(trunk_len: int, accepted: tuple[int, ...], sampled: NDArray[np.int32]) -> NDArray[np.int32]:
-    """What the target chose at each trunk position, for the router.
+def target_tokens(
+    nodes: NDArray[np.int32] | NDArray[np.int64], parents: NDArray[np.int32], choices: Mapping[int, int]
+) -> NDArray[np.int32]:
+    """What the target chose at the place of each node, as far as the walk got there.
+
+    Args:
+        nodes: [K], nodes of a tree, as far as they are of interest.
+        parents: of that tree, [n].
+        choices: the target's choice after ROOT and after each accepted node.
 
     Returns:
-        [trunk_len], -1 from the position after the first trunk node that was not accepted.
+        [K], -1 where the node's parent was not accepted.
     """
-    tokens = np.full(trunk_len, -1, np.int32)
-    num_agreed = 0  # trunk nodes are 0, 1, …: the accepted path stays on the trunk as long as it counts up
-    while num_agreed < len(accepted) and accepted[num_agreed] == num_agreed:
-        num_agreed += 1
-    num_reached = min(num_agreed + 1, trunk_len)
-    tokens[:num_reached] = sampled[:num_reached]
-    return tokens
+    return np.array([choices.get(parent, -1) for parent in parents[nodes].tolist()], np.int32)

@@ -39,6 +39,8 @@ class DraftSelection:
     width: int  # T: tokens of the longest row, committed ones included; 0 without requests
     expected_tokens: float  # emitted by the round: one per request, and the sum of the chosen path probabilities
 
+    num_tokens: int = 0  # of all rows, committed ones included
+
     @property
     def num_nodes(self) -> int:
         """Draft tokens over all requests."""
@@ -88,6 +90,36 @@ def select_by_width(
     time_ns = np.array([cost_ns(len(candidates), width) for width in widths.tolist()]) + overhead_ns
     best = int(np.argmax(expected / time_ns))
     return batch.selection(counts[best])
+
+
+def select_by_time(
+    candidates: Sequence[DraftCandidate], cost_ns: Callable[[int, Ints], Floats], overhead_ns: float
+) -> tuple[DraftSelection, float]:
+    """The batch's best nodes, as many as give the most expected tokens per unit of time.
+
+    For an engine whose time depends on the rows and the total number of tokens N, whichever row they belong to: maximises
+    (R + Σ path probabilities of the best n nodes) / (overhead_ns + cost_ns(R, N)) over n, N = committed tokens + n. Ties go to the
+    smaller n.
+
+    Args:
+        candidates: the batch.
+        cost_ns: times of verifying (rows, totals of tokens [n]) -> [n].
+        overhead_ns: everything else that a round takes; > 0 unless every cost is.
+
+    Returns:
+        The selection, and the rate in expected tokens per ns.
+    """
+    if not candidates:
+        return DraftSelection((), 0, 0.0), 0.0
+    batch = _Batch.of(candidates)
+    present = np.arange(batch.sorted_probs.shape[1]) < batch.num_nodes[:, None]
+    request = np.nonzero(present)[0]
+    probs = batch.sorted_probs[present]
+    order = np.argsort(-probs, kind="stable")
+    expected = len(candidates) + np.concatenate(([0.0], np.cumsum(probs[order])))
+    rates = expected / (cost_ns(len(candidates), int(batch.num_uncached.sum()) + np.arange(len(order) + 1)) + overhead_ns)
+    best = int(np.argmax(rates))
+    return batch.selection(np.bincount(request[order[:best]], minlength=len(candidates))), float(rates[best])
 
 
 def select_by_budget(candidates: Sequence[DraftCandidate], max_draft_tokens: int) -> DraftSelection:
@@ -150,7 +182,8 @@ class _Batch:
         chosen = self.rank < counts[:, None]
         masks = [row[:size] for row, size in zip(chosen, self.num_nodes.tolist(), strict=True)]
         width = int((self.num_uncached + counts).max())
-        return DraftSelection(masks, width, len(counts) + float(self.gain(counts).sum()))
+        num_tokens = int((self.num_uncached + counts).sum())
+        return DraftSelection(masks, width, len(counts) + float(self.gain(counts).sum()), num_tokens)
 
 
 def _bound_by_parents(probs: Floats, parents: Ints) -> None:

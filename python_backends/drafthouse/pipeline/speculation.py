@@ -1,0 +1,149 @@
+"""How much is drafted and how much of it is verified. Everything learned about chances and stage times is kept here."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drafthouse.core.tree import DraftTree
+from drafthouse.engine.contract import EngineLimits
+from drafthouse.fusion.contract import DraftPlan
+from drafthouse.pipeline.ahead import reach_of
+from drafthouse.pipeline.chances import ENOUGH_OBSERVATIONS, Chances, Verdict
+from drafthouse.pipeline.config import PipelineConfig
+from drafthouse.pipeline.modes import Trees
+from drafthouse.pipeline.state import RequestState
+from drafthouse.pipeline.stats import RoundStats
+from drafthouse.scheduling.balance import Balance
+from drafthouse.scheduling.tetris import DraftCandidate, DraftSelection, select_by_budget, select_by_time, select_evenly
+
+NO_TREE = DraftTree()
+MAX_FUSED_DRAFTERS = 3  # a further opinion has to be drafted, too; adaptation chooses up to here
+NEVER_FUSE = 64  # tokens between two fusion points: every drafter writes its own chain to the end
+# Drafts grow somewhat beyond what pays to be verified now: what is not verified may be the next round's beginning.
+GROWTH_SHARE = 0.6
+MAX_MIN_CHANCE = 0.6
+SMOOTHING = 0.1  # weight of the newest round in running means
+
+
+class Speculation:
+    """Decides depth, drafters and tree shape before a round, chooses the nodes that are verified, and learns from the verdicts."""
+
+    def __init__(self, config: PipelineConfig, limits: EngineLimits, num_drafters: int, num_usable: int) -> None:
+        """Args: num_drafters of the repository, num_usable of them in this mode."""
+        self._config = config
+        self._limits = limits
+        self._num_drafters = num_drafters
+        self.switches = config.switches
+        self.chances = Chances(num_drafters)
+        self._balance = Balance(config.max_num_draft_tokens)
+        self._is_adaptive = self.switches.adaptation and num_usable > 0 and config.num_draft_tokens > 0
+        self._depth = config.num_draft_tokens  # of the coming drafts
+        self._verdicts: list[Verdict] = []
+
+    def decide(self, num_rows: int, overlaps: bool) -> None:
+        """Settle the coming round of ``num_rows`` >= 1 decoding requests; overlaps: drafts are made beside a verification."""
+        if self._is_adaptive:
+            self._depth = self._balance.decide(num_rows, not self.switches.tetris, overlaps)
+
+    def goes_without(self, num_ready: int, num_lacking: int) -> bool:
+        """Whether requests that have a draft are verified while the others' are made, or wait for them."""
+        return self._balance.goes_without(num_ready, num_lacking)
+
+    @property
+    def max_drafters(self) -> int:
+        """Drafters per request in this round."""
+        if not self.switches.routing:
+            return self._num_drafters
+        return 1 if self.switches.trees is Trees.CHAIN else self._config.max_drafters
+
+    def draft_plan(self) -> DraftPlan:
+        """How trees are grown in this round."""
+        switches, config = self.switches, self._config
+        if switches.trees is Trees.MERGED:
+            return DraftPlan(fuse_every=NEVER_FUSE, keep_divergent=True)
+        calibration = self.chances.table()
+        stops = switches.tetris and self.chances.num_observations >= ENOUGH_OBSERVATIONS
+        min_chance = min(GROWTH_SHARE * self._balance.worth, MAX_MIN_CHANCE) if stops else 0.0
+        if switches.trees is Trees.CHAIN:
+            return DraftPlan(min_chance=min_chance, calibration=calibration)
+        return DraftPlan(
+            num_siblings=config.num_siblings,
+            keep_divergent=config.num_siblings > 0,
+            max_nodes=config.max_tree_nodes,
+            min_chance=min_chance,
+            calibration=calibration,
+        )
+
+    def may_draft(self, state: RequestState) -> bool:
+        """Whether this request could be speculated for at all: of a single token nothing is drafted."""
+        asked = state.request.num_draft_tokens
+        return state.num_remaining > 1 and bool(state.allowed.any()) and (self._config.num_draft_tokens if asked is None else asked) > 0
+
+    def depth(self, state: RequestState) -> int:
+        """The longest draft this request gets in this round, as far as it could all be emitted and fits the target's next call."""
+        if not self.may_draft(state):
+            return 0
+        asked = state.request.num_draft_tokens
+        wanted = self._depth if asked is None else asked
+        return max(0, min(wanted, state.num_remaining - 1, self.max_nodes(state)))
+
+    def max_nodes(self, state: RequestState) -> int:
+        """Draft tokens that fit the target's next call."""
+        return min(self._limits.max_step_tokens - state.num_uncached, self._limits.usable_context - state.num_tokens)
+
+    def saw_drafts(self, states: Sequence[RequestState], draft_ns: int | None) -> None:
+        """Learn from a draft round: these requests got new drafts, or none. draft_ns: None when it ran beside a verification."""
+        reaches = []
+        for state in states:
+            draft = state.draft
+            reaches.append([] if draft is None else reach_of(draft.tree)[draft.trunk].tolist())
+        self._balance.saw_drafts(len(states), max(self.depth(state) for state in states), reaches, draft_ns)
+
+    def choose(self, states: Sequence[RequestState], draft_ns: int) -> None:
+        """Set `RequestState.chosen`: the nodes of each draft that the coming call verifies. draft_ns: what drafting took of this round."""
+        candidates = []
+        for state in states:
+            tree = NO_TREE if state.draft is None or self.depth(state) == 0 else state.draft.tree
+            candidates.append(DraftCandidate(reach_of(tree), tree.parents, state.num_uncached))
+        for state, mask in zip(states, self._select(candidates, states, draft_ns).masks, strict=True):
+            state.chosen = self._fitting(state, np.flatnonzero(mask))
+
+    def _select(self, candidates: Sequence[DraftCandidate], states: Sequence[RequestState], draft_ns: int) -> DraftSelection:
+        switches = self.switches
+        if switches.trees is Trees.MERGED:
+            return select_evenly(candidates, self._limits.max_step_tokens)
+        if switches.tetris and not self._is_adaptive:
+            return select_by_budget(candidates, sum(self.depth(state) for state in states))
+        overhead_ns = float(self._balance.overhead_ns(len(states), draft_ns))
+        if switches.tetris:
+            selection, rate = select_by_time(candidates, self._balance.verify_ns, overhead_ns)
+        else:
+            selection = select_evenly(candidates, max(self.depth(state) for state in states))
+            verify_ns = float(self._balance.verify_ns(len(states), np.array([selection.num_tokens]))[0])
+            rate = selection.expected_tokens / (verify_ns + overhead_ns)
+        if self._is_adaptive and self._depth:
+            worth = rate * self._balance.token_ns(selection.num_tokens)
+            time_ns = selection.expected_tokens / rate
+            self._balance.saw_selection(len(states), selection.num_tokens, selection.expected_tokens, time_ns, worth)
+        return selection
+
+    def _fitting(self, state: RequestState, nodes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """At most as many as fit: those most likely to be accepted, of which parents are always the likelier ones."""
+        most = max(self.max_nodes(state), 0)
+        if len(nodes) <= most or state.draft is None:
+            return nodes
+        reach = reach_of(state.draft.tree)[nodes]
+        return np.sort(nodes[np.argsort(-reach, kind="stable")[:most]])
+
+    def saw(self, verdict: Verdict) -> None:
+        """Note the outcome of one request; learned from when the round is over."""
+        self._verdicts.append(verdict)
+
+    def learn(self, stats: RoundStats) -> None:
+        """Learn from a finished round."""
+        verdicts, self._verdicts = self._verdicts, []
+        self.chances.learn(verdicts)
+        if stats.num_verified_rows and not stats.num_prefill_rows:  # a round that also prefilled says little about what rounds take
+            other_ns = max(stats.wall_ns - stats.verify_wall_ns - stats.draft_wall_ns, 0)
+            self._balance.saw_round(stats.num_verified_rows, stats.num_verified_tokens, stats.verify_wall_ns, other_ns)

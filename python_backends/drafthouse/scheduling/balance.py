@@ -1,0 +1,166 @@
+"""How much to speculate: draft depth from what drafts are worth and what both stages cost.
+
+CoSine (arXiv 2503.10325, section "adaptive speculation"): when the verification server idles, draft more; when it has a backlog, less. The
+paper gives no formula; ours is the rate of a round,
+
+    (R + expected accepted draft tokens) / (draft + verify + the rest),
+
+from learned times and from the calibrated chances of the drafts themselves. So a setting that was never tried has a predicted rate, and
+nothing has to be tried out for it. R = rows of the batch.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drafthouse.scheduling.linear_costs import LinearCosts
+
+Floats = NDArray[np.float64]
+
+KNEE_TOKENS = 12  # up to about here a call waits for the weights, and further tokens are nearly free
+_VERIFY_PRIOR_NS = (14e6, 0.1e6, 0.3e6, 0.6e6)  # per call, row, token, token beyond the knee
+_DRAFT_PRIOR_NS = (4e6, 0.3e6, 0.4e6, 0.03e6)  # per call, row, step, row and step
+_OTHER_PRIOR_NS = (2e6, 0.3e6)  # per round, row
+_SMOOTHING = 0.1
+_HIDDEN_PRICE = 0.05  # tokens that a further step has to gain even where it costs no time
+_FIRST_DRAFTS = 12
+_FIRST_CHANCE = 0.7  # that a draft token is accepted, before any draft was seen
+# k = 0 is entered and left with hysteresis: a clear loss, several rounds in a row; then single tries, ever more seldom.
+_LOSS = 1.02
+_LOSING_ROUNDS = 8
+_FIRST_PAUSE = 32
+_LONGEST_PAUSE = 512
+
+
+def _round(tokens: float) -> NDArray[np.int64]:
+    return np.array([round(tokens)])
+
+
+class Balance:
+    """Learns what rounds take and what drafts are worth; decides how deep to draft. Not thread-safe, needs no clock."""
+
+    def __init__(self, max_depth: int) -> None:
+        """Args: deepest draft."""
+        self._max_depth = max_depth
+        self._verify, self._draft, self._other = (LinearCosts(prior) for prior in (_VERIFY_PRIOR_NS, _DRAFT_PRIOR_NS, _OTHER_PRIOR_NS))
+        self._reach = _FIRST_CHANCE ** np.arange(1, max_depth + 1)  # mean chance that a draft is accepted to depth 1, 2, …
+        self._value = self._reach.copy()  # by how much that exceeds, on average, what it takes for a token to pay
+        self._num_drafts = 0
+        self._worth = 0.0
+        self._tokens_per_row = float(max_depth + 1)  # verified
+        self._worth_per_draft = float(self._reach.sum())  # expected accepted draft tokens
+        self._last_depth = max_depth
+        self._rate = 0.0  # expected tokens per ns of the last selection
+        self._num_losing = 0
+        self._paused_rounds = 0
+        self._pause = _FIRST_PAUSE
+
+    @property
+    def worth(self) -> float:
+        """Chance of acceptance at which verifying one more token just pays, running mean."""
+        return self._worth
+
+    def verify_ns(self, rows: int, tokens: NDArray[np.int64]) -> Floats:
+        """Expected time of verifying this many tokens in all rows together, [n] -> [n]."""
+        beyond = np.maximum(tokens - KNEE_TOKENS, 0)
+        return self._verify.predict_ns(np.stack([np.ones(len(tokens)), np.full(len(tokens), rows), tokens, beyond], axis=1))
+
+    def token_ns(self, tokens: int) -> float:
+        """What one more token costs a verification of so many."""
+        _, _, per_token, beyond = self._verify.coefficients.tolist()
+        return float(per_token + (beyond if tokens > KNEE_TOKENS else 0.0))
+
+    def overhead_ns(self, rows: int, drafted_ns: float | Floats) -> Floats:
+        """The rest of a round in which drafting takes ``drafted_ns`` of the critical path; of its shape."""
+        return self._other.predict_ns((1, rows)) + drafted_ns
+
+    def draft_ns(self, rows: int, depth: int) -> float:
+        """Expected time of drafting so deep for so many rows."""
+        return float(self._draft.predict_ns((1, rows, depth, rows * depth))) if depth and rows else 0.0
+
+    def decide(self, rows: int, is_even: bool, is_hidden: bool) -> int:
+        """Depth of the coming drafts; 0 while drafts do not pay.
+
+        Args:
+            rows: of the coming batch.
+            is_even: every request verifies as many nodes as its draft is deep; otherwise only nodes that pay are verified.
+            is_hidden: drafts are made while the target verifies, so that they take no time of their own.
+        """
+        if self._paused_rounds > 0:
+            self._paused_rounds -= 1
+            return 0
+        if self._num_drafts < _FIRST_DRAFTS:  # as deep as it goes, to see what depth is worth
+            return self._max_depth
+        self._last_depth = self._depth(rows, is_even, is_hidden)
+        return self._last_depth
+
+    def _depth(self, rows: int, is_even: bool, is_hidden: bool) -> int:
+        return self._even_depth(rows, is_hidden) if is_even else self._paying_depth(rows, is_hidden)
+
+    def _even_depth(self, rows: int, is_hidden: bool) -> int:
+        depths = np.arange(self._max_depth + 1)
+        expected = rows * (1 + np.concatenate(([0.0], np.cumsum(self._reach))))
+        times = self.verify_ns(rows, rows * (1 + depths)) + [
+            self.overhead_ns(rows, self.draft_ns(rows, depth)) for depth in depths.tolist()
+        ]
+        return int(np.argmax(expected / times))
+
+    def _paying_depth(self, rows: int, is_hidden: bool) -> int:
+        """As deep as the drafts of a batch gain more than a further step costs."""
+        _, _, per_step, per_row_step = self._draft.coefficients.tolist()
+        price = _HIDDEN_PRICE if is_hidden else self._rate * (per_step + rows * per_row_step)
+        return max(1, int(np.count_nonzero(rows * self._value > price)))
+
+    def goes_without(self, ready: int, lacking: int) -> bool:
+        """Whether to verify the requests that have a draft now, and draft for the others meanwhile, or to wait and verify all.
+
+        The more expected tokens per unit of time. A request that has a draft brings as many as the mean one.
+        """
+        if not ready or not lacking:
+            return bool(ready)
+        tokens = 1.0 + self._worth_per_draft
+        now = ready * tokens / (self.verify_ns(ready, _round(ready * self._tokens_per_row))[0] + self.overhead_ns(ready, 0.0))
+        every = ready + lacking
+        time_ns = self.verify_ns(every, _round(every * self._tokens_per_row))[0]
+        waiting = every * tokens / (time_ns + self.overhead_ns(every, self.draft_ns(lacking, max(self._last_depth, 1))))
+        return bool(now >= waiting)
+
+    def saw_drafts(self, rows: int, depth: int, reaches: Sequence[Sequence[float]], draft_ns: float | None) -> None:
+        """A draft round: per row the chance of acceptance of its trunk to depth 1, 2, …, as far as it was grown.
+
+        draft_ns is None when it ran beside a verification: then its time says nothing.
+        """
+        if draft_ns is not None:
+            self._draft.observe((1, rows, depth, rows * depth), draft_ns)
+        table = np.zeros((len(reaches), min(depth, self._max_depth)))
+        for row, reach in zip(table, reaches, strict=True):
+            row[: len(reach)] = reach[: len(row)]
+        weight = max(_SMOOTHING, 1 / (1 + self._num_drafts))
+        self._num_drafts += 1
+        for mean, seen in ((self._reach, table), (self._value, np.maximum(table - self._worth, 0.0))):
+            deepest = table.shape[1]
+            mean[:deepest] += weight * (seen.mean(axis=0) - mean[:deepest])
+            if 1 < deepest < len(mean):  # deeper than was drafted: as it went on before
+                ratio = min(mean[deepest - 1] / max(mean[deepest - 2], 1e-9), 1.0)
+                mean[deepest:] = mean[deepest - 1] * ratio ** np.arange(1, len(mean) - deepest + 1)
+
+    def saw_selection(self, rows: int, num_tokens: int, expected_tokens: float, time_ns: float, worth: float) -> None:
+        """What the coming verification is expected to bring, drafting included; and what one more token would have to be worth."""
+        self._tokens_per_row += _SMOOTHING * (num_tokens / rows - self._tokens_per_row)
+        self._worth_per_draft += _SMOOTHING * (expected_tokens / rows - 1 - self._worth_per_draft)
+        self._worth = worth if not self._worth else self._worth + _SMOOTHING * (worth - self._worth)
+        rate = expected_tokens / time_ns
+        self._rate = rate if not self._rate else self._rate + _SMOOTHING * (rate - self._rate)
+        alone = rows / float(self.verify_ns(rows, np.array([rows]))[0] + self.overhead_ns(rows, 0.0))
+        self._num_losing = self._num_losing + 1 if alone > _LOSS * self._rate else 0
+        if self._num_losing >= _LOSING_ROUNDS:
+            self._paused_rounds, self._pause = self._pause, min(2 * self._pause, _LONGEST_PAUSE)
+            self._num_losing = _LOSING_ROUNDS // 2  # the next tries are shorter
+        elif not self._num_losing:
+            self._pause = _FIRST_PAUSE
+
+    def saw_round(self, rows: int, tokens: int, verify_ns: float, other_ns: float) -> None:
+        """A finished round: tokens that were verified in all rows together, and the time that was neither draft nor verification."""
+        self._verify.observe((1, rows, tokens, max(tokens - KNEE_TOKENS, 0)), verify_ns)
+        self._other.observe((1, rows), other_ns)
