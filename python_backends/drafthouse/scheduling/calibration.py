@@ -16,15 +16,14 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from drafthouse.core.chance import LEAST_PROB, LEAST_SCORE, NEUTRAL_SCORE
+
 Floats = NDArray[np.float64]
 
 NUM_COEFFICIENTS = 3  # a, b, c
-NEUTRAL_SCORE = 0.5  # what a routing score that is not known yet (NaN) counts as
 _PRIOR_MEAN = (0.0, 1.0, 0.0)
 _PRIOR_PRECISION = (1.0, 4.0, 4.0)  # standard deviations 1, 0.5, 0.5: a few dozen observations outweigh them
 _LEAST_SLOPE = 0.05
-_LEAST_PROB = 1e-4  # probabilities are read inside [this, 1 - this]
-_LEAST_SCORE = 1e-2
 _MAX_STEPS = 4
 _LONGEST_STEP = 1.0
 _SHORT_STEP = 1e-3
@@ -171,12 +170,12 @@ def _with_positive_slope(mean: Floats, precision: Floats) -> Floats:
 
 
 def _logit_prob(prob: ArrayLike) -> Floats:
-    return _logit(np.asarray(prob, np.float64), _LEAST_PROB)
+    return _logit(np.asarray(prob, np.float64), LEAST_PROB)
 
 
 def _logit_score(score: ArrayLike) -> Floats:
     values = np.asarray(score, np.float64)
-    return _logit(np.where(np.isnan(values), NEUTRAL_SCORE, values), _LEAST_SCORE)
+    return _logit(np.where(np.isnan(values), NEUTRAL_SCORE, values), LEAST_SCORE)
 
 
 def _logit(values: Floats, least: float) -> Floats:

@@ -1,9 +1,9 @@
 """Which draft tokens of a whole batch are worth verifying.
 
 TETRIS (arXiv 2502.15197, section "method"): the verification budget of a batch goes to the draft tokens most likely to be accepted,
-whichever request they belong to. `select_by_budget` is that, for an engine whose time depends on the total number of tokens. Our engine
-computes a rectangle of B rows × T tokens, so that every row may fill up to T for nothing: `select_by_width` is our reading for it. It
-chooses the width T that gives the most expected tokens per unit of time.
+whichever request they belong to. `select_by_budget` is that, with a budget that somebody else chose. `select_by_time` chooses the budget,
+too: calls are packed, so that their time depends on the rows and the total number of tokens, and the best number of tokens is the one that
+gives the most expected tokens per unit of time.
 
 A node's *path probability* is the chance that the walk reaches and accepts it: the product of the chances along its path, so a parent's is
 never below its child's. Taking nodes by descending path probability therefore always yields a tree. R = requests, N = nodes of the largest.
@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from drafthouse.core.tree import ROOT, DraftTree
+from drafthouse.core.tree import ROOT
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -36,60 +36,13 @@ class DraftSelection:
     """What goes into the verification."""
 
     masks: Sequence[Mask]  # per request [n]; the ancestors of a chosen node are chosen
-    width: int  # T: tokens of the longest row, committed ones included; 0 without requests
     expected_tokens: float  # emitted by the round: one per request, and the sum of the chosen path probabilities
-
-    num_tokens: int = 0  # of all rows, committed ones included
+    num_tokens: int  # of all rows, committed ones included
 
     @property
     def num_nodes(self) -> int:
         """Draft tokens over all requests."""
         return sum(int(mask.sum()) for mask in self.masks)
-
-
-def path_probs(parents: ArrayLike, chances: ArrayLike) -> Floats:
-    """Path probabilities of a tree's nodes from their chances of acceptance given that the parent was accepted. Both [n]."""
-    reached: list[float] = []
-    for parent, chance in zip(np.asarray(parents).tolist(), np.asarray(chances).tolist(), strict=True):
-        reached.append(chance if parent == ROOT else chance * reached[parent])
-    return np.array(reached, np.float64)
-
-
-def prune(tree: DraftTree, mask: Mask) -> DraftTree:
-    """The tree of the nodes in ``mask`` [n], in their order; a chosen node's ancestors must be chosen."""
-    return tree if mask.all() else tree.taking(np.flatnonzero(mask))
-
-
-def select_by_width(
-    candidates: Sequence[DraftCandidate],
-    cost_ns: Callable[[int, int], float],
-    overhead_ns: float,
-    max_width: int | None = None,
-) -> DraftSelection:
-    """The best nodes of each request up to the width T with the most expected tokens per unit of time; ties go to the smaller T.
-
-    Maximises Σ_r (1 + Σ path probabilities of r's best nodes that fit T) / (overhead_ns + cost_ns(R, T)) over T, which is exact for an
-    engine whose time depends on (R, T) alone. Time may fall when T grows (measured: 31 ms for 3 tokens, 26 ms for 4 at 8 rows).
-
-    Args:
-        candidates: the batch.
-        cost_ns: time of verifying (rows, tokens per row).
-        overhead_ns: everything else that a round takes, drafting included; > 0 unless every cost is.
-        max_width: the longest row the engine takes; rows whose committed tokens alone exceed it stay whole.
-    """
-    if not candidates:
-        return DraftSelection((), 0, 0.0)
-    batch = _Batch.of(candidates)
-    least = int(batch.num_uncached.max())
-    most = int((batch.num_uncached + batch.num_nodes).max())
-    if max_width is not None:
-        most = max(least, min(most, max_width))
-    widths = np.arange(least, most + 1)
-    counts = np.clip(widths[:, None] - batch.num_uncached, 0, batch.num_nodes)  # [W, R]
-    expected = len(candidates) + batch.gain(counts).sum(axis=1)
-    time_ns = np.array([cost_ns(len(candidates), width) for width in widths.tolist()]) + overhead_ns
-    best = int(np.argmax(expected / time_ns))
-    return batch.selection(counts[best])
 
 
 def select_by_time(
@@ -110,7 +63,7 @@ def select_by_time(
         The selection, and the rate in expected tokens per ns.
     """
     if not candidates:
-        return DraftSelection((), 0, 0.0), 0.0
+        return DraftSelection((), 0.0, 0), 0.0
     batch = _Batch.of(candidates)
     present = np.arange(batch.sorted_probs.shape[1]) < batch.num_nodes[:, None]
     request = np.nonzero(present)[0]
@@ -128,7 +81,7 @@ def select_by_budget(candidates: Sequence[DraftCandidate], max_draft_tokens: int
     Ties go to the request that comes first, then to the node that comes first.
     """
     if not candidates:
-        return DraftSelection((), 0, 0.0)
+        return DraftSelection((), 0.0, 0)
     batch = _Batch.of(candidates)
     present = np.arange(batch.sorted_probs.shape[1]) < batch.num_nodes[:, None]
     request = np.nonzero(present)[0]
@@ -139,7 +92,7 @@ def select_by_budget(candidates: Sequence[DraftCandidate], max_draft_tokens: int
 def select_evenly(candidates: Sequence[DraftCandidate], num_nodes: int) -> DraftSelection:
     """The counterpart without TETRIS: each request gets its own ``num_nodes`` best nodes."""
     if not candidates:
-        return DraftSelection((), 0, 0.0)
+        return DraftSelection((), 0.0, 0)
     batch = _Batch.of(candidates)
     return batch.selection(np.minimum(batch.num_nodes, max(num_nodes, 0)))
 
@@ -173,7 +126,7 @@ class _Batch:
         return _Batch(num_nodes, num_uncached, rank, best_first, cumulative)
 
     def gain(self, counts: Ints) -> Floats:
-        """Expected accepted draft tokens when request r verifies its ``counts[..., r]`` best nodes. [..., R]"""
+        """Expected accepted draft tokens when request r verifies its ``counts[r]`` best nodes, [R]."""
         gains: Floats = self.cumulative[np.arange(len(self.num_nodes)), counts]
         return gains
 
@@ -181,9 +134,8 @@ class _Batch:
         """The ``counts`` [R] best nodes of each request."""
         chosen = self.rank < counts[:, None]
         masks = [row[:size] for row, size in zip(chosen, self.num_nodes.tolist(), strict=True)]
-        width = int((self.num_uncached + counts).max())
         num_tokens = int((self.num_uncached + counts).sum())
-        return DraftSelection(masks, width, len(counts) + float(self.gain(counts).sum()), num_tokens)
+        return DraftSelection(masks, len(counts) + float(self.gain(counts).sum()), num_tokens)
 
 
 def _bound_by_parents(probs: Floats, parents: Ints) -> None:
