@@ -14,8 +14,16 @@ from fakes.pipeline_model import VOCAB_SIZE, next_token, path_hash
 DRAFTERS = ("code", "math", "drama", "general")
 
 
+def usually_right(path: Sequence[int], drafter: int, _: DraftRow) -> bool:
+    """What a drafter gets wrong: every third token, as good as at random."""
+    return path_hash(path, salt=drafter + 77) % 3 > 0
+
+
 class FakeFusion:
-    """Keeps each drafter's committed tokens, and checks that what it is sent continues them."""
+    """Keeps each drafter's committed tokens, and checks that what it is sent continues them.
+
+    ``calls`` are those with rows; ``before_draft`` hears of them before anything else, and calls hang while ``gate`` is not set.
+    """
 
     def __init__(self, num_drafters: int = len(DRAFTERS)) -> None:
         self.num_drafters = num_drafters
@@ -24,9 +32,17 @@ class FakeFusion:
         self.failing = False
         self.alive = [True] * num_drafters
         self.edit_tree: Callable[[DraftTree], DraftTree] = lambda tree: tree
+        self.is_right: Callable[[Sequence[int], int, DraftRow], bool] = usually_right
+        self.confidence = 0.5
+        self.before_draft: Callable[[DraftCall], None] = lambda call: None
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     async def draft(self, call: DraftCall) -> DraftResult:
         await asyncio.sleep(0)
+        if call.rows:
+            self.before_draft(call)
+            await self.gate.wait()
         if self.failing:
             raise RuntimeError("fusion is gone")
         for uid in call.release_uids:
@@ -77,7 +93,7 @@ class FakeFusion:
         for step in range(num_steps):
             assert path is not None
             context = [*path, *before]
-            proposed = [_guess(context, drafter, row) for drafter in workers]
+            proposed = [self._guess(context, drafter, row) for drafter in workers]
             proposals[workers, step] = proposed
             branches += [(token, here, drafter) for drafter, token in zip(workers[1:], proposed[1:], strict=True) if token != proposed[0]]
             tokens.append(proposed[0])
@@ -92,15 +108,12 @@ class FakeFusion:
                 parents.append(parent)
                 sources.append(drafter)
         columns = [np.array(column, np.int32) for column in (tokens, parents, sources)]
-        tree = DraftTree(columns[0], columns[1], np.full(len(tokens), 0.5, np.float32), columns[2])
+        tree = DraftTree(columns[0], columns[1], np.full(len(tokens), self.confidence, np.float32), columns[2])
         return tree, np.array(trunk, np.int32), proposals
 
-
-def _guess(path: list[int], drafter: int, row: DraftRow) -> int:
-    right = next_token(path, row.sampling)
-    if path_hash(path, salt=drafter + 77) % 3 > 0:
-        return right
-    return 1 + (right + drafter) % (VOCAB_SIZE - 1)
+    def _guess(self, path: list[int], drafter: int, row: DraftRow) -> int:
+        right = next_token(path, row.sampling)
+        return right if self.is_right(path, drafter, row) else 1 + (right + drafter) % (VOCAB_SIZE - 1)
 
 
 class FakeRouter:

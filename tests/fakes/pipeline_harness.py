@@ -13,6 +13,7 @@ from drafthouse.core.sampling_params import SamplingParams
 from drafthouse.pipeline.config import PipelineConfig
 from drafthouse.pipeline.contract import GenerationRequest
 from drafthouse.pipeline.loop import Pipeline, Services
+from drafthouse.pipeline.modes import Mode
 from drafthouse.pipeline.stats import RoundStats
 from fakes.pipeline_fusion import DRAFTERS, FakeFusion, FakeRouter
 from fakes.pipeline_model import END_ID, continuation, token_bytes
@@ -20,6 +21,18 @@ from fakes.pipeline_sink import FakeSink
 from fakes.pipeline_target import FakeTarget
 
 _uids = itertools.count(2**63 + 5)
+
+# Every mode, and cosine with one part turned.
+WAYS = {mode.value: PipelineConfig(mode=mode) for mode in Mode} | {
+    "cosine without routing": PipelineConfig(routing="off"),
+    "cosine without fusion": PipelineConfig(fusion="off"),
+    "cosine without overlap": PipelineConfig(overlap="off"),
+    "cosine always overlapped": PipelineConfig(overlap="on"),
+    "cosine without adaptation": PipelineConfig(adaptation="off"),
+    "cosine without tetris": PipelineConfig(tetris="off"),
+    "cosine without adaptation and tetris": PipelineConfig(adaptation="off", tetris="off"),
+    "overlapped specinfer": PipelineConfig(mode=Mode.SPECINFER, overlap="on"),
+}
 
 
 def make_request(prompt: Sequence[int] = (1, 2, 3), max_tokens: int = 20, **changes: object) -> GenerationRequest:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,10 @@ from drafthouse.core.tree import DraftTree
 from drafthouse.engine.contract import EngineLimits, RowStatus, StepRow
 from drafthouse.pipeline.config import PipelineConfig
 from drafthouse.pipeline.contract import FinishReason, GenerationRequest
-from drafthouse.pipeline.modes import Mode
+from drafthouse.pipeline.modes import Mode, Overlap
 from drafthouse.scheduling.contract import S
 from drafthouse.scheduling.registry import POLICIES
-from fakes.pipeline_harness import Rig, async_test, make_request, reference_ids, reference_text, running
+from fakes.pipeline_harness import WAYS, Rig, async_test, make_request, reference_ids, reference_text, running
 from fakes.pipeline_model import END_ID, VOCAB_SIZE
 from fakes.pipeline_sink import FakeSink
 from fakes.pipeline_target import FakeTarget
@@ -51,24 +52,49 @@ def random_requests(rng: random.Random, count: int) -> list[GenerationRequest]:
     return requests
 
 
-@pytest.mark.parametrize("mode", list(Mode))
+async def in_random_company(rig: Rig, requests: Sequence[GenerationRequest], rng: random.Random) -> list[FakeSink]:
+    """The answers to requests that join at any moment and leave whenever they end."""
+    sinks: list[FakeSink] = []
+    for request in requests:
+        sinks.append(rig.submit(request))
+        for _ in range(rng.randrange(12)):
+            await asyncio.sleep(0)
+    await asyncio.gather(*(sink.done.wait() for sink in sinks))
+    return sinks
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("num_draft_tokens", [0, 5])
 @async_test
-async def test_random_batches_give_the_reference_text(mode: Mode, num_draft_tokens: int) -> None:
-    rng = random.Random(f"{mode} {num_draft_tokens}")
-    async with running(PipelineConfig(mode=mode, num_draft_tokens=num_draft_tokens, max_prefill_tokens=40)) as rig:
+async def test_random_batches_give_the_reference_text(way: str, num_draft_tokens: int) -> None:
+    rng = random.Random(f"{way} {num_draft_tokens}")
+    async with running(replace(WAYS[way], num_draft_tokens=num_draft_tokens, max_prefill_tokens=40)) as rig:
         requests = random_requests(rng, 40)
-        sinks: list[FakeSink] = []
-        for request in requests:  # joining at any moment, leaving whenever they end
-            sinks.append(rig.submit(request))
-            for _ in range(rng.randrange(12)):
-                await asyncio.sleep(0)
-        await asyncio.gather(*(sink.done.wait() for sink in sinks))
-        for request, sink in zip(requests, sinks, strict=True):
+        for request, sink in zip(requests, await in_random_company(rig, requests, rng), strict=True):
             expect_reference(request, sink)
         assert max(len(call.rows) for call in rig.target.calls) == rig.target.limits.slots
-        drafted = rig.pipeline.snapshot().sums.num_drafted
-        assert (drafted > 0) == (mode is not Mode.TARGET_ONLY)
+        sums = rig.pipeline.snapshot().sums
+        assert (sums.num_drafted > 0) == WAYS[way].switches.drafts
+        assert (sums.num_drafted_ahead > 0) == (WAYS[way].switches.overlap is not Overlap.OFF)
+
+
+@pytest.mark.parametrize("mode", [Mode.COSINE, Mode.VANILLA, Mode.SPECINFER])
+@pytest.mark.parametrize("adaptation", ["on", "off"])
+@async_test
+async def test_both_loops_give_the_same_output(mode: Mode, adaptation: str) -> None:
+    requests = random_requests(random.Random(str(mode)), 30)
+    answers = []
+    for overlap in ("off", "on"):
+        config = PipelineConfig(mode=mode, overlap=overlap, adaptation=adaptation, max_prefill_tokens=40)
+        async with running(config) as rig:
+            answers.append(await in_random_company(rig, requests, random.Random(f"{mode} {overlap}")))
+    for in_turn, overlapped in zip(*answers, strict=True):
+        assert in_turn.output_ids == overlapped.output_ids
+        assert in_turn.text == overlapped.text
+        assert in_turn.chunks[-1].finish_reason == overlapped.chunks[-1].finish_reason
+        assert [value for chunk in in_turn.chunks for value in chunk.log_probs] == [
+            value for chunk in overlapped.chunks for value in chunk.log_probs
+        ]
 
 
 @async_test
@@ -124,8 +150,9 @@ async def test_drafts_fit_the_engine_however_small_its_calls_are() -> None:
             expect_reference(request, sink)
 
 
+@pytest.mark.parametrize("overlap", ["on", "off"])
 @async_test
-async def test_a_reloaded_target_heals_in_mid_stream() -> None:
+async def test_a_reloaded_target_heals_in_mid_stream(overlap: str) -> None:
     target = FakeTarget()
 
     def reload_now_and_then(call_number: int) -> None:
@@ -133,14 +160,15 @@ async def test_a_reloaded_target_heals_in_mid_stream() -> None:
             target.reload()
 
     target.before_call = reload_now_and_then
-    async with running(target=target) as rig:
+    async with running(PipelineConfig(overlap=overlap), target) as rig:
         requests = [make_request((1, 2, item), 50, end_ids=(), stream=True) for item in range(1, 5)]
         for request, sink in zip(requests, await rig.generate(*requests), strict=True):
             expect_reference(request, sink)
 
 
+@pytest.mark.parametrize("overlap", ["on", "off"])
 @async_test
-async def test_a_cache_that_shrinks_at_random_costs_rounds_and_no_text() -> None:
+async def test_a_cache_that_shrinks_at_random_costs_rounds_and_no_text(overlap: str) -> None:
     target, rng = FakeTarget(), random.Random(3)
 
     def forget_some(row: StepRow) -> RowStatus | None:
@@ -150,7 +178,7 @@ async def test_a_cache_that_shrinks_at_random_costs_rounds_and_no_text() -> None
         return None
 
     target.row_status = forget_some
-    async with running(target=target) as rig:
+    async with running(PipelineConfig(overlap=overlap), target) as rig:
         requests = [make_request([1 + item % 17 for item in range(40)], 40) for _ in range(4)]
         for request, sink in zip(requests, await rig.generate(*requests), strict=True):
             expect_reference(request, sink)
@@ -172,11 +200,12 @@ class _MostRecentFirst:
         return (ordered[shift:] + ordered[:shift])[:capacity]
 
 
+@pytest.mark.parametrize("overlap", ["on", "off"])
 @async_test
-async def test_preemption_changes_no_text() -> None:
+async def test_preemption_changes_no_text(overlap: str) -> None:
     if _MostRecentFirst.name not in POLICIES.names:
         POLICIES.register(_MostRecentFirst.name, _MostRecentFirst)
-    async with running(PipelineConfig(policy=_MostRecentFirst.name, slots=2)) as rig:
+    async with running(PipelineConfig(policy=_MostRecentFirst.name, slots=2, overlap=overlap)) as rig:
         requests = [make_request([item] * 40, 40, end_ids=(), stream=True) for item in range(1, 7)]
         for request, sink in zip(requests, await rig.generate(*requests), strict=True):
             expect_reference(request, sink)

@@ -128,8 +128,8 @@ class Pipeline:
             state.draft = None
         await self._draft.run(self._draft.lacking(decoding), stats)
         ready = [state for state in decoding if state.is_running]  # some may have been answered meanwhile
-        self._speculation.choose(ready, stats.draft_wall_ns)
         if ready:
+            self._speculation.choose(ready, stats.draft_wall_ns)
             await self._verify.run(ready, stats)
 
     async def _overlapped(self, decoding: Sequence[RequestState], stats: RoundStats) -> None:
@@ -142,8 +142,8 @@ class Pipeline:
             await self._draft.run(lacking, stats)
             ready, lacking = list(decoding), []
         ready = [state for state in ready if state.is_running]
-        self._speculation.choose(ready, stats.draft_wall_ns)
         if ready:
+            self._speculation.choose(ready, stats.draft_wall_ns)
             await self._verify.run(ready, stats, self._draft.meanwhile(ready, lacking, stats))
 
     def submit(self, request: GenerationRequest, sink: ResponseSink) -> None:

@@ -96,7 +96,10 @@ class PrefillStage:
         stats.num_prefill_rows += 1
         stats.num_prefill_tokens += chunk.row.num_committed
         if chunk.is_last:
-            stats.num_prefill_emitted += commit(state, [int(answer.sampled[0])], [TARGET_ITSELF], [float(answer.logprobs[0])])
+            token = int(answer.sampled[0])
+            stats.num_prefill_emitted += commit(state, [token], [TARGET_ITSELF], [float(answer.logprobs[0])])
+            if state.draft is not None:  # made before the cache was lost
+                state.draft = continued(state.draft, [token])
 
 
 class VerifyStage:
