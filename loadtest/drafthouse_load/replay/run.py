@@ -13,6 +13,7 @@ from drafthouse.fusion.fuser import CollaborativeFusion, FusionOptions
 from drafthouse.pipeline.config import PipelineConfig
 from drafthouse.pipeline.contract import GenerationRequest, OutputChunk
 from drafthouse.pipeline.loop import Pipeline, Services
+from drafthouse.pipeline.rehearsal import drafted_shapes, verified_shapes
 from drafthouse.pipeline.stats import RoundStats
 from drafthouse.routing.contract import Router
 from drafthouse_load.replay.cluster import CallerWork, EngineProcess, Faults, FusionProcess, RouterProcess
@@ -193,6 +194,7 @@ class _Run:
         """All requests, on the running virtual loop."""
         loop = asyncio.get_running_loop()
         pipeline = Pipeline(self._config, self._services())
+        self._rehearse(pipeline)
         serving = asyncio.ensure_future(pipeline.run())
         await self._serve(pipeline, texts[:num_warmup], concurrency)
         began_s, busy_s, first_round = loop.time(), self._meters.read_s(), len(self._rounds)
@@ -208,6 +210,18 @@ class _Run:
         for stats in rounds:
             sums.add(stats)
         return ReplayResult(tuple(records), wall_s, target_s, drafters_s, both_s, sums, rounds)
+
+    def _rehearse(self, pipeline: Pipeline) -> None:
+        """Tell adaptation what a server's rehearsal would have seen: the recorded times of the same shapes."""
+        target, hops = self._profile.engines[TARGET], self._profile.hops
+        limits = self._models.target.shape.limits
+        for rows, tokens in verified_shapes(limits):
+            took_ms = target.session(rows, max(tokens, 2), rows * tokens) + hops.target.ms(rows)
+            pipeline.speculation.saw_verification(rows, rows * tokens, 1e6 * took_ms)
+        drafter = self._profile.engines[self._models.drafter_names[-1]]
+        for rows, depth in drafted_shapes(limits):
+            took_ms = depth * drafter.session(rows, 2, rows) + hops.drafter.ms(rows) + hops.fusion.ms(rows) + hops.fanout.ms(rows)
+            pipeline.speculation.saw_drafting(rows, depth, 1e6 * took_ms)
 
     async def _serve(self, pipeline: Pipeline, texts: Sequence[ReferenceText], concurrency: int) -> list[ReplayRecord]:
         records: dict[int, ReplayRecord] = {}

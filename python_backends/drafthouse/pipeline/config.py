@@ -28,6 +28,7 @@ class PipelineConfig:
     overlap: str = BY_MODE  # on, off or auto
     adaptation: str = BY_MODE
     tetris: str = BY_MODE
+    rehearsal: str = "off"  # on: before the first request, see what the stages take (two seconds on a laptop), for adaptation
     policy: str = "fcfs"  # see drafthouse.scheduling.registry
     num_draft_tokens: int = 5  # draft tokens per round without adaptation; with it, what it begins with. 0 = only for requests that ask
     max_num_draft_tokens: int = 16  # the most a request may ask for, and that adaptation goes up to
@@ -61,6 +62,8 @@ class PipelineConfig:
         for name in ("routing", "fusion", "adaptation", "tetris"):
             if getattr(self, name) not in (BY_MODE, *ON_OFF):
                 raise invalid(name, getattr(self, name), f"one of {', '.join((BY_MODE, *ON_OFF))}")
+        if self.rehearsal not in ON_OFF:
+            raise invalid("rehearsal", self.rehearsal, f"one of {', '.join(ON_OFF)}")
         if self.overlap not in (BY_MODE, *Overlap):
             raise invalid("overlap", self.overlap, f"one of {', '.join((BY_MODE, *Overlap))}")
         if self.num_siblings > MAX_SIBLINGS:

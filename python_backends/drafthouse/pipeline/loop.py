@@ -17,6 +17,7 @@ from drafthouse.pipeline.config import PipelineConfig
 from drafthouse.pipeline.contract import GenerationRequest, ResponseSink
 from drafthouse.pipeline.links import FusionLink, TargetLink
 from drafthouse.pipeline.overlap import OverlapChoice
+from drafthouse.pipeline.rehearsal import Rehearsal
 from drafthouse.pipeline.speculation import Speculation
 from drafthouse.pipeline.stage_draft import DraftStage
 from drafthouse.pipeline.stage_route import RouteStage
@@ -79,6 +80,9 @@ class Pipeline:
         A target that does not answer is waited for; any other surprise fails the requests of its round, not the loop.
         """
         self._loop = asyncio.get_running_loop()
+        if self._config.rehearsal == "on" and self._speculation.is_adaptive:
+            drafters = len(self._services.drafter_names)
+            await Rehearsal(self._target, self._fusion, self._speculation, self._services.limits, drafters).run()
         sweeper = asyncio.ensure_future(self._sweep_regularly())
         try:
             while not self._stopping.is_set():
@@ -145,6 +149,11 @@ class Pipeline:
         if ready:
             self._speculation.choose(ready, stats.draft_wall_ns)
             await self._verify.run(ready, stats, self._draft.meanwhile(ready, lacking, stats))
+
+    @property
+    def speculation(self) -> Speculation:
+        """What is learned about chances and stage times: for reports, and for replays that begin with recorded times."""
+        return self._speculation
 
     def submit(self, request: GenerationRequest, sink: ResponseSink) -> None:
         """Take a request, or answer it at once with UNAVAILABLE when the queue is full or the server stops."""

@@ -37,13 +37,13 @@ class Speculation:
         self.switches = config.switches
         self.chances = Chances(num_drafters)
         self._balance = Balance(config.max_num_draft_tokens)
-        self._is_adaptive = self.switches.adaptation and num_usable > 0 and config.num_draft_tokens > 0
+        self.is_adaptive = self.switches.adaptation and num_usable > 0 and config.num_draft_tokens > 0
         self._depth = config.num_draft_tokens  # of the coming drafts
         self._verdicts: list[Verdict] = []
 
     def decide(self, num_rows: int, overlaps: bool) -> None:
         """Settle the coming round of ``num_rows`` >= 1 decoding requests; overlaps: drafts are made beside a verification."""
-        if self._is_adaptive:
+        if self.is_adaptive:
             self._depth = self._balance.decide(num_rows, not self.switches.tetris, overlaps)
 
     def goes_without(self, num_ready: int, num_lacking: int) -> bool:
@@ -105,7 +105,7 @@ class Speculation:
         candidates = []
         for state in states:
             tree = NO_TREE if state.draft is None or self.depth(state) == 0 else state.draft.tree
-            candidates.append(DraftCandidate(reach_of(tree), tree.parents, state.num_uncached))
+            candidates.append(DraftCandidate(reach_of(tree), tree.parents))  # one committed token: the others are in the target's cache
         for state, mask in zip(states, self._select(candidates, states, draft_ns).masks, strict=True):
             state.chosen = self._fitting(state, np.flatnonzero(mask))
 
@@ -113,7 +113,7 @@ class Speculation:
         switches = self.switches
         if switches.trees is Trees.MERGED:
             return select_evenly(candidates, self._limits.max_step_tokens)
-        if switches.tetris and not self._is_adaptive:
+        if switches.tetris and not self.is_adaptive:
             return select_by_budget(candidates, sum(self.depth(state) for state in states))
         overhead_ns = float(self._balance.overhead_ns(len(states), draft_ns))
         if switches.tetris:
@@ -122,8 +122,8 @@ class Speculation:
             selection = select_evenly(candidates, max(self.depth(state) for state in states))
             verify_ns = float(self._balance.verify_ns(len(states), np.array([selection.num_tokens]))[0])
             rate = selection.expected_tokens / (verify_ns + overhead_ns)
-        if self._is_adaptive and self._depth:
-            worth = rate * self._balance.token_ns(selection.num_tokens)
+        if self.is_adaptive and self._depth:
+            worth = rate * self._balance.token_ns(len(states), selection.num_tokens)
             time_ns = selection.expected_tokens / rate
             self._balance.saw_selection(len(states), selection.num_tokens, selection.expected_tokens, time_ns, worth)
         return selection
@@ -135,6 +135,14 @@ class Speculation:
             return nodes
         reach = reach_of(state.draft.tree)[nodes]
         return np.sort(nodes[np.argsort(-reach, kind="stable")[:most]])
+
+    def saw_verification(self, rows: int, tokens: int, verify_ns: float) -> None:
+        """A verification outside a round: what so many tokens in all rows together take."""
+        self._balance.saw_verification(rows, tokens, verify_ns)
+
+    def saw_drafting(self, rows: int, depth: int, draft_ns: float) -> None:
+        """A draft outside a round."""
+        self._balance.saw_drafting(rows, depth, draft_ns)
 
     def saw(self, verdict: Verdict) -> None:
         """Note the outcome of one request; learned from when the round is over."""

@@ -123,7 +123,8 @@ class VerifyStage:
         call = StepCall([_verify_row(state, tree) for state, tree in zip(states, trees, strict=True)], return_logprobs=return_logprobs)
         others = self._routes.refresh(states)
         result = await beside(self._target.step(call), others if beside_it is None else both(others, beside_it))
-        stats.num_verified_tokens += sum(len(tree) for tree in trees) + sum(state.num_uncached for state in states)
+        # Of the committed tokens only the last is computed: the others were drafts that the target has in its cache.
+        stats.num_verified_tokens += len(states) + sum(map(len, trees))
         for state, tree, answer in zip(states, trees, result.rows, strict=True):
             if state.is_running and _was_computed(state, answer, 1 + len(tree), self._config.max_stalled_rounds):
                 self._apply(state, tree, answer, stats)

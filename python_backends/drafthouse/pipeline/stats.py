@@ -26,7 +26,7 @@ class RoundStats:
     num_drafted_ahead: int = 0  # drafts gone on with while they were verified
     num_ready_ahead: int = 0  # requests that had a draft when their round began
     num_verified_rows: int = 0  # the decode batch; rows the target answered
-    num_verified_tokens: int = 0  # of all rows together, committed ones that the target lacked included
+    num_verified_tokens: int = 0  # computed for all rows together: each one's last committed token and its draft
     num_verified_emitted: int = 0  # tokens committed by verification, with the bonus token
     num_drafted: int = 0  # tree nodes the target verified
     num_accepted: int = 0  # those of them that were emitted

@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drafthouse.scheduling.linear_costs import LinearCosts
+from drafthouse.scheduling.token_costs import TokenCosts
 
 Floats = NDArray[np.float64]
 
-KNEE_TOKENS = 12  # up to about here a call waits for the weights, and further tokens are nearly free
-_VERIFY_PRIOR_NS = (14e6, 0.1e6, 0.3e6, 0.6e6)  # per call, row, token, token beyond the knee
 _DRAFT_PRIOR_NS = (4e6, 0.3e6, 0.4e6, 0.03e6)  # per call, row, step, row and step
 _OTHER_PRIOR_NS = (2e6, 0.3e6)  # per round, row
 _SMOOTHING = 0.1
@@ -29,7 +28,7 @@ _FIRST_CHANCE = 0.7  # that a draft token is accepted, before any draft was seen
 # k = 0 is entered and left with hysteresis: a clear loss, several rounds in a row; then single tries, ever more seldom.
 _LOSS = 1.02
 _LOSING_ROUNDS = 8
-_FIRST_PAUSE = 32
+_FIRST_PAUSE = 4
 _LONGEST_PAUSE = 512
 
 
@@ -43,7 +42,7 @@ class Balance:
     def __init__(self, max_depth: int) -> None:
         """Args: deepest draft."""
         self._max_depth = max_depth
-        self._verify, self._draft, self._other = (LinearCosts(prior) for prior in (_VERIFY_PRIOR_NS, _DRAFT_PRIOR_NS, _OTHER_PRIOR_NS))
+        self._verify, self._draft, self._other = TokenCosts(), LinearCosts(_DRAFT_PRIOR_NS), LinearCosts(_OTHER_PRIOR_NS)
         self._reach = _FIRST_CHANCE ** np.arange(1, max_depth + 1)  # mean chance that a draft is accepted to depth 1, 2, …
         self._value = self._reach.copy()  # by how much that exceeds, on average, what it takes for a token to pay
         self._num_drafts = 0
@@ -62,14 +61,12 @@ class Balance:
         return self._worth
 
     def verify_ns(self, rows: int, tokens: NDArray[np.int64]) -> Floats:
-        """Expected time of verifying this many tokens in all rows together, [n] -> [n]."""
-        beyond = np.maximum(tokens - KNEE_TOKENS, 0)
-        return self._verify.predict_ns(np.stack([np.ones(len(tokens)), np.full(len(tokens), rows), tokens, beyond], axis=1))
+        """Expected time of verifying this many tokens in all rows together, ascending, [n] -> [n]."""
+        return self._verify.predict_ns(rows, tokens)
 
-    def token_ns(self, tokens: int) -> float:
+    def token_ns(self, rows: int, tokens: int) -> float:
         """What one more token costs a verification of so many."""
-        _, _, per_token, beyond = self._verify.coefficients.tolist()
-        return float(per_token + (beyond if tokens > KNEE_TOKENS else 0.0))
+        return self._verify.slope_ns(rows, tokens)
 
     def overhead_ns(self, rows: int, drafted_ns: float | Floats) -> Floats:
         """The rest of a round in which drafting takes ``drafted_ns`` of the critical path; of its shape."""
@@ -132,7 +129,7 @@ class Balance:
         draft_ns is None when it ran beside a verification: then its time says nothing.
         """
         if draft_ns is not None:
-            self._draft.observe((1, rows, depth, rows * depth), draft_ns)
+            self.saw_drafting(rows, depth, draft_ns)
         table = np.zeros((len(reaches), min(depth, self._max_depth)))
         for row, reach in zip(table, reaches, strict=True):
             row[: len(reach)] = reach[: len(row)]
@@ -160,7 +157,15 @@ class Balance:
         elif not self._num_losing:
             self._pause = _FIRST_PAUSE
 
+    def saw_verification(self, rows: int, tokens: int, verify_ns: float) -> None:
+        """A verification of so many tokens in all rows together."""
+        self._verify.observe(rows, tokens, verify_ns)
+
+    def saw_drafting(self, rows: int, depth: int, draft_ns: float) -> None:
+        """What drafting so deep took, apart from what came of it."""
+        self._draft.observe((1, rows, depth, rows * depth), draft_ns)
+
     def saw_round(self, rows: int, tokens: int, verify_ns: float, other_ns: float) -> None:
         """A finished round: tokens that were verified in all rows together, and the time that was neither draft nor verification."""
-        self._verify.observe((1, rows, tokens, max(tokens - KNEE_TOKENS, 0)), verify_ns)
+        self.saw_verification(rows, tokens, verify_ns)
         self._other.observe((1, rows), other_ns)

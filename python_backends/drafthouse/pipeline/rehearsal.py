@@ -1,0 +1,92 @@
+"""Before the first request: a few calls of typical shapes, so that adaptation knows from the start what the stages take."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+
+from drafthouse.core.clock import now_ns
+from drafthouse.engine.contract import EngineError, EngineLimits, StepCall, StepRow
+from drafthouse.fusion.contract import DraftPlan, DraftRow
+from drafthouse.pipeline.links import FusionLink, TargetLink
+from drafthouse.pipeline.speculation import Speculation
+
+logger = logging.getLogger(__name__)
+REPEATS = 3  # the first time pays for memory
+PROMPT_TOKENS = 8
+_TOKENS_PER_ROW = (1, 2, 3, 5, 8, 12)
+_DEPTHS = (2, 8)
+_FIRST_UID = 2**64 - 2**16  # request uids are random; these are given back before anything is served
+_ATTEMPTS = 50
+_PAUSE_S = 0.2
+
+
+def verified_shapes(limits: EngineLimits) -> Iterator[tuple[int, int]]:
+    """(rows, tokens per row) of the verifications worth knowing: one request, and as many as there are slots."""
+    for rows in sorted({1, max(limits.slots // 2, 1), limits.slots}):
+        for tokens in _TOKENS_PER_ROW:
+            if tokens <= limits.max_step_tokens:
+                yield rows, tokens
+
+
+def drafted_shapes(limits: EngineLimits) -> Iterator[tuple[int, int]]:
+    """(rows, depth) of the drafts worth knowing."""
+    for rows in sorted({1, limits.slots}):
+        for depth in _DEPTHS:
+            yield rows, depth
+
+
+class Rehearsal:
+    """Times made-up requests and forgets them again."""
+
+    def __init__(self, target: TargetLink, fusion: FusionLink, speculation: Speculation, limits: EngineLimits, num_drafters: int) -> None:
+        """``num_drafters`` of the repository; 0 = nothing is drafted."""
+        self._target = target
+        self._fusion = fusion
+        self._speculation = speculation
+        self._limits = limits
+        self._num_drafters = num_drafters
+        self._prompt = np.arange(1, 1 + PROMPT_TOKENS, dtype=np.int32) % limits.vocab_size
+
+    async def run(self) -> None:
+        """Rehearse as soon as the target answers; goes without when it does not, because all of this is learned while serving, too."""
+        for _ in range(_ATTEMPTS):
+            try:
+                await self._rehearse()
+                return
+            except EngineError as error:
+                logger.info("no rehearsal yet: %s", error)
+                await asyncio.sleep(_PAUSE_S)
+        logger.warning("serving without a rehearsal: the target does not answer")
+
+    async def _rehearse(self) -> None:
+        uids = range(_FIRST_UID, _FIRST_UID + self._limits.slots)
+        try:
+            await self._target.step(StepCall([StepRow(uid, 0, self._prompt, PROMPT_TOKENS) for uid in uids], num_steps=0))
+            for _ in range(REPEATS):
+                for rows, tokens in verified_shapes(self._limits):
+                    await self._verify(rows, tokens)
+            for _ in range(REPEATS if self._num_drafters else 0):
+                for rows, depth in drafted_shapes(self._limits):
+                    await self._draft(rows, depth)
+        finally:
+            for uid in uids:
+                self._target.releases.add(uid)
+                self._fusion.releases.add(uid)
+
+    async def _verify(self, rows: int, tokens_per_row: int) -> None:
+        tokens = np.resize(self._prompt, tokens_per_row).astype(np.int32)
+        tokens[0] = self._prompt[-1]
+        call = StepCall([StepRow(_FIRST_UID + row, PROMPT_TOKENS - 1, tokens, 1) for row in range(rows)], return_logprobs=False)
+        started_ns = now_ns()
+        await self._target.step(call)
+        self._speculation.saw_verification(rows, rows * tokens_per_row, now_ns() - started_ns)
+
+    async def _draft(self, rows: int, depth: int) -> None:
+        weights = np.zeros(self._num_drafters, np.float32)
+        weights[-1] = 1.0
+        wanted = [DraftRow(_FIRST_UID + row, 0, self._prompt, depth, weights) for row in range(rows)]
+        started_ns = now_ns()
+        if await self._fusion.draft(wanted, DraftPlan()) is not None:
+            self._speculation.saw_drafting(rows, depth, now_ns() - started_ns)
