@@ -1,6 +1,7 @@
 """One replay: closed-loop clients, the real pipeline, virtual time."""
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -182,7 +183,7 @@ class _Run:
     ) -> None:
         self._profile = profile
         self._models = models
-        self._config = config
+        self._config = dataclasses.replace(config, rehearsal="off")  # `_rehearse` tells it from the profile
         self._fusion_options = fusion_options
         self._router = router
         self._texts: dict[int, ReferenceText] = {}  # by request uid

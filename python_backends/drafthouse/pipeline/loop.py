@@ -17,7 +17,7 @@ from drafthouse.pipeline.config import PipelineConfig
 from drafthouse.pipeline.contract import GenerationRequest, ResponseSink
 from drafthouse.pipeline.links import FusionLink, TargetLink
 from drafthouse.pipeline.overlap import OverlapChoice
-from drafthouse.pipeline.rehearsal import Rehearsal
+from drafthouse.pipeline.rehearsal import Rehearsal, made_up_uids
 from drafthouse.pipeline.speculation import Speculation
 from drafthouse.pipeline.stage_draft import DraftStage
 from drafthouse.pipeline.stage_route import RouteStage
@@ -80,9 +80,12 @@ class Pipeline:
         A target that does not answer is waited for; any other surprise fails the requests of its round, not the loop.
         """
         self._loop = asyncio.get_running_loop()
+        for request_uid in made_up_uids(self._services.limits):
+            self._release(request_uid)
         if self._config.rehearsal == "on" and self._speculation.is_adaptive:
             drafters = len(self._services.drafter_names)
-            await Rehearsal(self._target, self._fusion, self._speculation, self._services.limits, drafters).run()
+            speculation, limits = self._speculation, self._services.limits
+            await Rehearsal(self._target, self._fusion, speculation, limits, drafters, self._is_wanted).run()
         sweeper = asyncio.ensure_future(self._sweep_regularly())
         try:
             while not self._stopping.is_set():
@@ -190,6 +193,10 @@ class Pipeline:
     def _new_state(self, request: GenerationRequest, sink: ResponseSink, sequence_no: int) -> RequestState:
         services = self._services
         return new_state(request, sink, sequence_no, services.drafter_names, self._usable_drafters, services.token_bytes)
+
+    def _is_wanted(self) -> bool:
+        """True when there is something better to do than to rehearse."""
+        return self._stopping.is_set() or self._book.num_waiting > 0
 
     def _wake_up(self) -> None:
         loop = self._loop

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -17,7 +17,7 @@ REPEATS = 3  # the first time pays for memory
 PROMPT_TOKENS = 8
 _TOKENS_PER_ROW = (1, 2, 3, 5, 8, 12)
 _DEPTHS = (2, 8)
-_FIRST_UID = 2**64 - 2**16  # request uids are random; these are given back before anything is served
+_FIRST_UID = 2**64 - 2**16  # request uids are random, and these always the same: see `made_up_uids`
 _ATTEMPTS = 50
 _PAUSE_S = 0.2
 
@@ -37,21 +37,37 @@ def drafted_shapes(limits: EngineLimits) -> Iterator[tuple[int, int]]:
             yield rows, depth
 
 
+def made_up_uids(limits: EngineLimits) -> range:
+    """Requests of rehearsals. A front door that is unloaded in the middle of one cannot release them; the next one does, first of all."""
+    return range(_FIRST_UID, _FIRST_UID + limits.slots)
+
+
 class Rehearsal:
     """Times made-up requests and forgets them again."""
 
-    def __init__(self, target: TargetLink, fusion: FusionLink, speculation: Speculation, limits: EngineLimits, num_drafters: int) -> None:
-        """``num_drafters`` of the repository; 0 = nothing is drafted."""
+    def __init__(
+        self,
+        target: TargetLink,
+        fusion: FusionLink,
+        speculation: Speculation,
+        limits: EngineLimits,
+        num_drafters: int,
+        is_over: Callable[[], bool],
+    ) -> None:
+        """``num_drafters`` of the repository; ``is_over``: asked between calls whether to break off, because others want the slots."""
         self._target = target
         self._fusion = fusion
         self._speculation = speculation
         self._limits = limits
         self._num_drafters = num_drafters
+        self._is_over = is_over
         self._prompt = np.arange(1, 1 + PROMPT_TOKENS, dtype=np.int32) % limits.vocab_size
 
     async def run(self) -> None:
         """Rehearse as soon as the target answers; goes without when it does not, because all of this is learned while serving, too."""
         for _ in range(_ATTEMPTS):
+            if self._is_over():
+                return
             try:
                 await self._rehearse()
                 return
@@ -61,14 +77,18 @@ class Rehearsal:
         logger.warning("serving without a rehearsal: the target does not answer")
 
     async def _rehearse(self) -> None:
-        uids = range(_FIRST_UID, _FIRST_UID + self._limits.slots)
+        uids = made_up_uids(self._limits)
         try:
             await self._target.step(StepCall([StepRow(uid, 0, self._prompt, PROMPT_TOKENS) for uid in uids], num_steps=0))
             for _ in range(REPEATS):
                 for rows, tokens in verified_shapes(self._limits):
+                    if self._is_over():
+                        return
                     await self._verify(rows, tokens)
             for _ in range(REPEATS if self._num_drafters else 0):
                 for rows, depth in drafted_shapes(self._limits):
+                    if self._is_over():
+                        return
                     await self._draft(rows, depth)
         finally:
             for uid in uids:
