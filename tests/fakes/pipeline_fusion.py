@@ -35,6 +35,7 @@ class FakeFusion:
         self.is_right: Callable[[Sequence[int], int, DraftRow], bool] = usually_right
         self.confidence = 0.5
         self.before_draft: Callable[[DraftCall], None] = lambda call: None
+        self.draft_s: Callable[[DraftCall], float] = lambda call: 0.0  # how long a call takes, on the loop's clock
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -43,6 +44,8 @@ class FakeFusion:
         if call.rows:
             self.before_draft(call)
             await self.gate.wait()
+            if (draft_s := self.draft_s(call)) > 0.0:
+                await asyncio.sleep(draft_s)
         if self.failing:
             raise RuntimeError("fusion is gone")
         for uid in call.release_uids:
@@ -84,6 +87,7 @@ class FakeFusion:
         num_steps = row.num_draft_tokens if path is not None else 0
         proposals = np.full((self.num_drafters, num_steps), -1, np.int32)
         tokens, parents, sources = row.base.tokens.tolist(), row.base.parents.tolist(), row.base.source.tolist()
+        chances = row.base.confidence.tolist()
         here = row.leaf
         before: list[int] = []
         while here != ROOT:
@@ -108,7 +112,8 @@ class FakeFusion:
                 parents.append(parent)
                 sources.append(drafter)
         columns = [np.array(column, np.int32) for column in (tokens, parents, sources)]
-        tree = DraftTree(columns[0], columns[1], np.full(len(tokens), self.confidence, np.float32), columns[2])
+        chances = [*chances, *[self.confidence] * num_steps, *[(1 - self.confidence) * self.confidence] * len(tokens)][: len(tokens)]
+        tree = DraftTree(columns[0], columns[1], np.array(chances, np.float32), columns[2])
         return tree, np.array(trunk, np.int32), proposals
 
     def _guess(self, path: list[int], drafter: int, row: DraftRow) -> int:

@@ -24,6 +24,7 @@ class FakeTarget:
         self.gate = asyncio.Event()  # calls with rows hang while it is not set
         self.gate.set()
         self.before_call: Callable[[int], None] | None = None
+        self.step_s: Callable[[StepCall], float] = lambda call: 0.0  # how long a call takes, on the loop's clock
         self.row_status: Callable[[StepRow], RowStatus | None] = lambda row: None
 
     def reload(self) -> None:
@@ -37,6 +38,8 @@ class FakeTarget:
             self.before_call(len(self.calls) + self.num_failed_calls)
         if call.rows:
             await self.gate.wait()
+            if (step_s := self.step_s(call)) > 0.0:
+                await asyncio.sleep(step_s)
         if self.down:
             self.num_failed_calls += 1
             raise EngineError("stub process is not healthy")
