@@ -37,7 +37,7 @@ class CosineModel:
     """Receives requests, hands them to the pipeline, and answers each exactly once."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Read configuration and tokenizer, start the pipeline. Raises when anything is missing, which refuses the load."""
+        """Read configuration and tokenizer. Raises when anything is missing, which refuses the load."""
         logging.basicConfig(level=logging.INFO, format="[drafthouse] %(levelname)s %(name)s: %(message)s")
         parameters = Parameters.from_triton(args)
         drafters = parameters.names("drafters")
@@ -67,10 +67,12 @@ class CosineModel:
         self._desk = StatisticsDesk(self._statistics, self._pipeline.snapshot)
         self._loop = new_loop()
         self._thread = threading.Thread(target=self._serve, name="drafthouse-pipeline", daemon=True)
-        self._thread.start()
 
     def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> None:
         """Triton's entry point: only enqueues. Answers come from the pipeline through the responder's thread."""
+        if self._thread.ident is None:
+            # Not before: a model that calls another one while it is being loaded takes the whole server down (SIGSEGV).
+            self._thread.start()
         for request in requests:
             sink = TritonSink(request, self._responder)
             self._responder.watch(sink)
@@ -86,7 +88,8 @@ class CosineModel:
     def finalize(self) -> None:
         """Triton is unloading the model: answer what is open, then end both threads."""
         self._pipeline.stop()
-        self._thread.join(JOIN_TIMEOUT_S)
+        if self._thread.ident is not None:
+            self._thread.join(JOIN_TIMEOUT_S)
         self._responder.close()
 
     def _take(self, request: pb_utils.InferenceRequest, sink: TritonSink) -> None:
