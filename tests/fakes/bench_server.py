@@ -17,7 +17,7 @@ VERIFY_NS, DRAFT_NS, CALL_NS, WALL_NS = 10_000_000, 2_000_000, 500_000, 14_000_0
 class FakeBenchServer:
     """Emits `max_tokens` token ids in rounds of a size that depends on the mode."""
 
-    mode: str = "collaborative"
+    mode: str = "cosine"
     stuck_in_mode: bool = False
     held_slots: int = 0
     silent_engine: str = ""

@@ -175,9 +175,9 @@ def test_one_client_carries_streams_at_once() -> None:
 
 
 def test_stats_and_drafters() -> None:
-    with serving(FakeTriton(scripted(response(stats='{"mode": "collaborative", "rounds": 3}'), final()))) as url:
+    with serving(FakeTriton(scripted(response(stats='{"mode": "cosine", "rounds": 3}'), final()))) as url:
         with Client(url) as client:
-            assert client.stats() == {"mode": "collaborative", "rounds": 3}
+            assert client.stats() == {"mode": "cosine", "rounds": 3}
             assert client.drafters() == ("code", "math")
             assert client.ready()
             assert client.server_version() == "0.0.1"
@@ -186,7 +186,7 @@ def test_stats_and_drafters() -> None:
             async with AsyncClient(url) as client:
                 return await client.stats(), await client.drafters(), await client.ready()
 
-        assert asyncio.run(run()) == ({"mode": "collaborative", "rounds": 3}, ("code", "math"), True)
+        assert asyncio.run(run()) == ({"mode": "cosine", "rounds": 3}, ("code", "math"), True)
 
 
 def test_a_model_without_statistics_is_named() -> None:

@@ -10,13 +10,13 @@ from drafthouse.launcher.errors import LaunchError
 CURRENT = {
     "name": "cosine",
     "max_batch_size": 1,
-    "parameters": {"policy": {"string_value": "fcfs"}, "mode": {"string_value": "collaborative"}},
+    "parameters": {"policy": {"string_value": "fcfs"}, "mode": {"string_value": "cosine"}},
 }
 
 
 def test_one_parameter_changes_and_nothing_else() -> None:
     merged = merge_config(CURRENT, {"parameters": {"policy": "laps-sd"}})
-    assert merged == {**CURRENT, "parameters": {"policy": {"string_value": "laps-sd"}, "mode": {"string_value": "collaborative"}}}
+    assert merged == {**CURRENT, "parameters": {"policy": {"string_value": "laps-sd"}, "mode": {"string_value": "cosine"}}}
     assert CURRENT["parameters"] != merged["parameters"], "the current configuration is not changed in place"
 
 
