@@ -28,7 +28,8 @@ class PipelineConfig:
     overlap: str = BY_MODE  # on, off or auto
     adaptation: str = BY_MODE
     tetris: str = BY_MODE
-    rehearsal: str = "off"  # on: before the first request, see what the stages take (two seconds on a laptop), for adaptation
+    max_verified_tokens: int = 0  # of one verification over all requests, with adaptation; 0 = no limit
+    rehearsal: str = "off"  # on: when first idle, see what the stages take (two seconds on a laptop), for adaptation
     policy: str = "fcfs"  # see drafthouse.scheduling.registry
     num_draft_tokens: int = 5  # draft tokens per round without adaptation; with it, what it begins with. 0 = only for requests that ask
     max_num_draft_tokens: int = 16  # the most a request may ask for, and that adaptation goes up to
@@ -48,7 +49,16 @@ class PipelineConfig:
     def __post_init__(self) -> None:
         POLICIES.create(self.policy)
         lowest = dict.fromkeys(
-            ("slots", "max_queue_size", "num_draft_tokens", "max_num_draft_tokens", "num_siblings", "target_retry_attempts"), 0
+            (
+                "slots",
+                "max_queue_size",
+                "num_draft_tokens",
+                "max_num_draft_tokens",
+                "num_siblings",
+                "max_verified_tokens",
+                "target_retry_attempts",
+            ),
+            0,
         )
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)

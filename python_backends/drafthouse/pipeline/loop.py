@@ -71,6 +71,8 @@ class Pipeline:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
         self._stopping = threading.Event()
+        self._is_open = False
+        self._rehearsal = self._new_rehearsal()
         self._num_rounds = 0
         self._sums = RoundStats()
 
@@ -80,12 +82,6 @@ class Pipeline:
         A target that does not answer is waited for; any other surprise fails the requests of its round, not the loop.
         """
         self._loop = asyncio.get_running_loop()
-        for request_uid in made_up_uids(self._services.limits):
-            self._release(request_uid)
-        if self._config.rehearsal == "on" and self._speculation.is_adaptive:
-            drafters = len(self._services.drafter_names)
-            speculation, limits = self._speculation, self._services.limits
-            await Rehearsal(self._target, self._fusion, speculation, limits, drafters, self._is_wanted).run()
         sweeper = asyncio.ensure_future(self._sweep_regularly())
         try:
             while not self._stopping.is_set():
@@ -131,13 +127,13 @@ class Pipeline:
     async def _in_turn(self, decoding: Sequence[RequestState], stats: RoundStats) -> None:
         """The plain way: draft for everybody, then verify everybody."""
         self._speculation.decide(len(decoding), overlaps=False)
-        for state in decoding:
-            state.draft = None
         await self._draft.run(self._draft.lacking(decoding), stats)
         ready = [state for state in decoding if state.is_running]  # some may have been answered meanwhile
         if ready:
-            self._speculation.choose(ready, stats.draft_wall_ns)
-            await self._verify.run(ready, stats)
+            going = self._speculation.choose(ready, stats.draft_wall_ns)
+            await self._verify.run(going, stats)
+            for state in going:
+                state.draft = None
 
     async def _overlapped(self, decoding: Sequence[RequestState], stats: RoundStats) -> None:
         """While the target verifies, the drafters go on from where each request is expected to end, and draft for those that lack one."""
@@ -150,8 +146,8 @@ class Pipeline:
             ready, lacking = list(decoding), []
         ready = [state for state in ready if state.is_running]
         if ready:
-            self._speculation.choose(ready, stats.draft_wall_ns)
-            await self._verify.run(ready, stats, self._draft.meanwhile(ready, lacking, stats))
+            going = self._speculation.choose(ready, stats.draft_wall_ns)
+            await self._verify.run(going, stats, self._draft.meanwhile(going, lacking, stats))
 
     @property
     def speculation(self) -> Speculation:
@@ -161,6 +157,17 @@ class Pipeline:
     def submit(self, request: GenerationRequest, sink: ResponseSink) -> None:
         """Take a request, or answer it at once with UNAVAILABLE when the queue is full or the server stops."""
         self._book.submit(request, sink, self._new_state, self._wake_up)
+
+    def open(self) -> None:
+        """Calls to other models are possible from now on: Triton's Python backend must not be asked for any while a model loads.
+
+        Requests open the pipeline by themselves; this is for whoever comes before the first one. May be called from any thread.
+        """
+        if not self._is_open:
+            self._is_open = True
+            for request_uid in made_up_uids(self._services.limits):
+                self._release(request_uid)
+            self._wake_up()
 
     def stop(self) -> None:
         """End `run` after the current round; open requests are answered UNAVAILABLE."""
@@ -173,7 +180,7 @@ class Pipeline:
             mode=self._config.mode,
             policy=self._policy.name,
             num_waiting=self._book.num_waiting,
-            num_running=self._book.num_running,
+            num_running=self._book.num_running or int(self._rehearsal is not None and self._is_open),  # a rehearsal counts as one
             max_active=self._max_active,
             num_rounds=self._num_rounds,
             num_finished=self._book.num_finished,
@@ -193,6 +200,12 @@ class Pipeline:
     def _new_state(self, request: GenerationRequest, sink: ResponseSink, sequence_no: int) -> RequestState:
         services = self._services
         return new_state(request, sink, sequence_no, services.drafter_names, self._usable_drafters, services.token_bytes)
+
+    def _new_rehearsal(self) -> Rehearsal | None:
+        if self._config.rehearsal == "off" or not self._speculation.is_adaptive:
+            return None
+        limits, num_drafters = self._services.limits, len(self._services.drafter_names)
+        return Rehearsal(self._target, self._fusion, self._speculation, limits, num_drafters, self._is_wanted)
 
     def _is_wanted(self) -> bool:
         """True when there is something better to do than to rehearse."""
@@ -221,6 +234,10 @@ class Pipeline:
         self._wake.clear()
         if self._book.num_waiting:
             return  # it arrived before the event was cleared
+        if self._rehearsal is not None and self._is_open:
+            if await self._rehearsal.run():
+                self._rehearsal = None
+            return
         flushed = await self._flush_releases()
         for violation in self.check_integrity():
             logger.error("the books do not balance: %s", violation)

@@ -1,6 +1,5 @@
-"""Before the first request: a few calls of typical shapes, so that adaptation knows from the start what the stages take."""
+"""While nothing else is to do: a few calls of typical shapes, so that adaptation knows from the start what the stages take."""
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterator
 
@@ -18,8 +17,6 @@ PROMPT_TOKENS = 8
 _TOKENS_PER_ROW = (1, 2, 3, 5, 8, 12)
 _DEPTHS = (2, 8)
 _FIRST_UID = 2**64 - 2**16  # request uids are random, and these always the same: see `made_up_uids`
-_ATTEMPTS = 50
-_PAUSE_S = 0.2
 
 
 def verified_shapes(limits: EngineLimits) -> Iterator[tuple[int, int]]:
@@ -63,33 +60,29 @@ class Rehearsal:
         self._is_over = is_over
         self._prompt = np.arange(1, 1 + PROMPT_TOKENS, dtype=np.int32) % limits.vocab_size
 
-    async def run(self) -> None:
-        """Rehearse as soon as the target answers; goes without when it does not, because all of this is learned while serving, too."""
-        for _ in range(_ATTEMPTS):
-            if self._is_over():
-                return
-            try:
-                await self._rehearse()
-                return
-            except EngineError as error:
-                logger.info("no rehearsal yet: %s", error)
-                await asyncio.sleep(_PAUSE_S)
-        logger.warning("serving without a rehearsal: the target does not answer")
+    async def run(self) -> bool:
+        """Rehearse; False when it was broken off. Does without when the target fails: all of this is learned while serving, too."""
+        try:
+            return await self._rehearse()
+        except EngineError as error:
+            logger.warning("no rehearsal: %s", error)
+            return True
 
-    async def _rehearse(self) -> None:
+    async def _rehearse(self) -> bool:
         uids = made_up_uids(self._limits)
         try:
             await self._target.step(StepCall([StepRow(uid, 0, self._prompt, PROMPT_TOKENS) for uid in uids], num_steps=0))
             for _ in range(REPEATS):
                 for rows, tokens in verified_shapes(self._limits):
                     if self._is_over():
-                        return
+                        return False
                     await self._verify(rows, tokens)
             for _ in range(REPEATS if self._num_drafters else 0):
                 for rows, depth in drafted_shapes(self._limits):
                     if self._is_over():
-                        return
+                        return False
                     await self._draft(rows, depth)
+            return True
         finally:
             for uid in uids:
                 self._target.releases.add(uid)

@@ -1,6 +1,6 @@
 """How much is drafted and how much of it is verified. Everything learned about chances and stage times is kept here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,9 @@ from drafthouse.pipeline.config import PipelineConfig
 from drafthouse.pipeline.modes import Trees
 from drafthouse.pipeline.state import RequestState
 from drafthouse.pipeline.stats import RoundStats
+from drafthouse.scheduling.assignment import Candidate, Limits, Prices, WaitingRounds, assign, cost_matrix
 from drafthouse.scheduling.balance import Balance
-from drafthouse.scheduling.tetris import DraftCandidate, DraftSelection, select_by_budget, select_by_time, select_evenly
+from drafthouse.scheduling.tetris import DraftCandidate, DraftSelection, Mask, select_by_budget, select_by_time, select_evenly
 
 NO_TREE = DraftTree()
 MAX_FUSED_DRAFTERS = 3  # a further opinion has to be drafted, too; adaptation chooses up to here
@@ -39,6 +40,7 @@ class Speculation:
         self._balance = Balance(config.max_num_draft_tokens)
         self.is_adaptive = self.switches.adaptation and num_usable > 0 and config.num_draft_tokens > 0
         self._depth = config.num_draft_tokens  # of the coming drafts
+        self._waiting = WaitingRounds()
         self._verdicts: list[Verdict] = []
 
     def decide(self, num_rows: int, overlaps: bool) -> None:
@@ -100,14 +102,49 @@ class Speculation:
             reaches.append([] if draft is None else reach_of(draft.tree)[draft.trunk].tolist())
         self._balance.saw_drafts(len(states), max(self.depth(state) for state in states), reaches, draft_ns)
 
-    def choose(self, states: Sequence[RequestState], draft_ns: int) -> None:
-        """Set `RequestState.chosen`: the nodes of each draft that the coming call verifies. draft_ns: what drafting took of this round."""
+    def choose(self, states: Sequence[RequestState], draft_ns: int) -> list[RequestState]:
+        """Set `RequestState.chosen`: the nodes of each draft that the coming call verifies.
+
+        Args:
+            states: at least one, in the policy's order.
+            draft_ns: what drafting took of this round.
+
+        Returns:
+            Those that are verified now: all of them, unless together they exceed a limit. The others keep their drafts and gain weight.
+        """
         candidates = []
         for state in states:
             tree = NO_TREE if state.draft is None or self.depth(state) == 0 else state.draft.tree
             candidates.append(DraftCandidate(reach_of(tree), tree.parents))  # one committed token: the others are in the target's cache
-        for state, mask in zip(states, self._select(candidates, states, draft_ns).masks, strict=True):
-            state.chosen = self._fitting(state, np.flatnonzero(mask))
+        selection = self._select(candidates, states, draft_ns)
+        masks: Mapping[int, Mask] = dict(enumerate(selection.masks))
+        if self.is_adaptive and selection.num_tokens > self._config.max_verified_tokens > 0:
+            masks = self._assign(candidates, states, draft_ns)
+        for index, mask in masks.items():
+            states[index].chosen = self._fitting(states[index], np.flatnonzero(mask))
+        going = [states[index] for index in masks]
+        self._waiting.note([state.request_uid for state in states], [state.request_uid for state in going])
+        return going
+
+    def _assign(self, candidates: Sequence[DraftCandidate], states: Sequence[RequestState], draft_ns: int) -> dict[int, Mask]:
+        """Who goes into a verification that cannot take everybody, and with which nodes: by index."""
+        rows, width = len(states), max(len(candidate.path_probs) for candidate in candidates) + 1
+        balance, most = self._balance, self._config.max_verified_tokens
+        by_rows = [
+            float(balance.verify_ns(count, np.array([count]))[0] + balance.overhead_ns(count, draft_ns)) for count in range(1, rows + 1)
+        ]
+        # With packed calls the width of a row costs nothing by itself: its tokens have a price.
+        cycle_ns = cost_matrix(lambda count, _: by_rows[count - 1], rows, width)
+        offered = [
+            Candidate(index, 1, candidate.path_probs, self._waiting[state.request_uid])
+            for index, (candidate, state) in enumerate(zip(candidates, states, strict=True))
+        ]
+        prices = Prices(worth_ns=1.0 / max(balance.rate, 1e-12), token_ns=balance.token_ns(rows, most))
+        found = assign(offered, cycle_ns, Limits(rows, most, width), prices)
+        return {
+            index: select_evenly([candidates[index]], num_nodes).masks[0]
+            for index, num_nodes in zip(found.chosen, found.num_draft_tokens, strict=True)
+        }
 
     def _select(self, candidates: Sequence[DraftCandidate], states: Sequence[RequestState], draft_ns: int) -> DraftSelection:
         switches = self.switches

@@ -60,6 +60,11 @@ class Balance:
         """Chance of acceptance at which verifying one more token just pays, running mean."""
         return self._worth
 
+    @property
+    def rate(self) -> float:
+        """Expected tokens per ns of the batch, running mean; 0 before the first selection."""
+        return self._rate
+
     def verify_ns(self, rows: int, tokens: NDArray[np.int64]) -> Floats:
         """Expected time of verifying this many tokens in all rows together, ascending, [n] -> [n]."""
         return self._verify.predict_ns(rows, tokens)

@@ -2,8 +2,8 @@
 
 CoSine (arXiv 2503.10325, section "batch scheduler") models a stage's time by its shape. Ours is a table by rows and tokens, smoothed
 online, and a curve through it: up to a dozen tokens a call waits for the weights, beyond it computes, and past the caches' size it slows
-down again. What matters for a decision is the slope nearby, so the curve is a local linear regression (Cleveland 1979) over the cells, drawn
-towards a line through all calls where few cells are near.
+down again. What matters for a decision is the slope nearby, so the curve is a local linear regression (Cleveland 1979) over the cells,
+drawn towards a line through all calls where few cells are near.
 """
 
 from dataclasses import dataclass

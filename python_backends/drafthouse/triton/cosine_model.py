@@ -70,6 +70,7 @@ class CosineModel:
 
     def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> None:
         """Triton's entry point: only enqueues. Answers come from the pipeline through the responder's thread."""
+        self._pipeline.open()
         if self._thread.ident is None:
             # Not before: a model that calls another one while it is being loaded takes the whole server down (SIGSEGV).
             self._thread.start()
