@@ -44,6 +44,7 @@ class Services:
     fusion: Fusion | None = None
     router: Router | None = None
     drafter_names: tuple[str, ...] = ()  # in the repository's order: the index is a drafter's number everywhere
+    exact_trees: bool = True  # False: the target rounds side branches so that they would change texts; drafts are chains then
     on_round: Callable[[RoundStats], None] | None = None  # hears about every round, failed ones included
 
 
@@ -60,7 +61,8 @@ class Pipeline:
         self._target = TargetLink(services.target)
         self._fusion = FusionLink(services.fusion)
         routes = RouteStage(services.router if config.switches.routing else None, config.route_every)
-        self._speculation = Speculation(config, services.limits, len(services.drafter_names), len(self._usable_drafters))
+        num_drafters, num_usable = len(services.drafter_names), len(self._usable_drafters)
+        self._speculation = Speculation(config, services.limits, num_drafters, num_usable, services.exact_trees)
         self._draft = DraftStage(self._fusion, routes, self._speculation, services.limits)
         self._prefill = PrefillStage(self._target, self._draft, services.limits, config)
         self._verify = VerifyStage(self._target, routes, self._speculation, config)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from drafthouse.core.clock import now_ns
-from drafthouse.engine.contract import EngineError, EngineLimits, StepCall, StepRow
+from drafthouse.engine.contract import EngineLimits, StepCall, StepRow
 from drafthouse.fusion.contract import DraftPlan, DraftRow
 from drafthouse.pipeline.links import FusionLink, TargetLink
 from drafthouse.pipeline.speculation import Speculation
@@ -64,8 +64,8 @@ class Rehearsal:
         """Rehearse; False when it was broken off. Does without when the target fails: all of this is learned while serving, too."""
         try:
             return await self._rehearse()
-        except EngineError as error:
-            logger.warning("no rehearsal: %s", error)
+        except Exception:
+            logger.warning("no rehearsal", exc_info=True)
             return True
 
     async def _rehearse(self) -> bool:
@@ -91,7 +91,8 @@ class Rehearsal:
     async def _verify(self, rows: int, tokens_per_row: int) -> None:
         tokens = np.resize(self._prompt, tokens_per_row).astype(np.int32)
         tokens[0] = self._prompt[-1]
-        call = StepCall([StepRow(_FIRST_UID + row, PROMPT_TOKENS - 1, tokens, 1) for row in range(rows)], return_logprobs=False)
+        parents = np.arange(-1, tokens_per_row - 1, dtype=np.int32)
+        call = StepCall([StepRow(_FIRST_UID + row, PROMPT_TOKENS - 1, tokens, 1, parents) for row in range(rows)], return_logprobs=False)
         started_ns = now_ns()
         await self._target.step(call)
         self._speculation.saw_verification(rows, rows * tokens_per_row, now_ns() - started_ns)

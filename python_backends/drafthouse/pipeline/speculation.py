@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from drafthouse.core.errors import unsupported
 from drafthouse.core.tree import DraftTree
 from drafthouse.engine.contract import EngineLimits
 from drafthouse.fusion.contract import DraftPlan
@@ -30,12 +31,18 @@ SMOOTHING = 0.1  # weight of the newest round in running means
 class Speculation:
     """Decides depth, drafters and tree shape before a round, chooses the nodes that are verified, and learns from the verdicts."""
 
-    def __init__(self, config: PipelineConfig, limits: EngineLimits, num_drafters: int, num_usable: int) -> None:
-        """Args: num_drafters of the repository, num_usable of them in this mode."""
+    def __init__(self, config: PipelineConfig, limits: EngineLimits, num_drafters: int, num_usable: int, exact_trees: bool) -> None:
+        """Args: num_drafters of the repository, num_usable of them in this mode; exact_trees: see `Services`.
+
+        Raises ClientError for a mode that cannot do without trees where they are not exact.
+        """
         self._config = config
         self._limits = limits
         self._num_drafters = num_drafters
         self.switches = config.switches
+        if self.switches.trees is Trees.MERGED and not exact_trees:
+            raise unsupported("mode", str(config.mode), "a mode whose drafts can be chains: the target's 8-bit weights round side branches")
+        self._num_siblings = config.num_siblings if exact_trees else 0
         self.chances = Chances(num_drafters)
         self._balance = Balance(config.max_num_draft_tokens)
         self.is_adaptive = self.switches.adaptation and num_usable > 0 and config.num_draft_tokens > 0
@@ -70,8 +77,8 @@ class Speculation:
         if switches.trees is Trees.CHAIN:
             return DraftPlan(min_chance=min_chance, calibration=calibration)
         return DraftPlan(
-            num_siblings=config.num_siblings,
-            keep_divergent=config.num_siblings > 0,
+            num_siblings=self._num_siblings,
+            keep_divergent=self._num_siblings > 0,
             max_nodes=config.max_tree_nodes,
             min_chance=min_chance,
             calibration=calibration,

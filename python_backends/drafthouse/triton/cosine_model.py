@@ -58,6 +58,7 @@ class CosineModel:
             fusion=models.fusion,
             router=models.router,
             drafter_names=drafters,
+            exact_trees=manifest.precision == "fp32",
             on_round=self._on_round,
         )
         uses_priority = POLICIES.create(config.policy).uses_priority
