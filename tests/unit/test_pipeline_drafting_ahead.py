@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,8 @@ from drafthouse.core.errors import ErrorCode
 from drafthouse.pipeline.config import PipelineConfig
 from drafthouse.pipeline.contract import GenerationRequest
 from drafthouse.pipeline.modes import Mode
-from fakes.pipeline_fusion import DraftCall, FakeFusion
+from drafthouse.routing.contract import RouteResult, RouteRow
+from fakes.pipeline_fusion import DraftCall, FakeFusion, FakeRouter
 from fakes.pipeline_harness import async_test, make_request, reference_ids, running
 from fakes.pipeline_sink import FakeSink, error_of
 
@@ -205,3 +207,39 @@ async def test_stopping_while_drafting_ahead_is_under_way_answers_everyone() -> 
             rig.pipeline.stop()
         await asyncio.gather(*(sink.done.wait() for sink in sinks))
         assert {error_of(sink) for sink in sinks} == {(ErrorCode.UNAVAILABLE, "server")}
+
+
+@async_test
+async def test_requests_that_leave_while_one_is_routed_are_not_drafted_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drafthouse.pipeline.speculation.Speculation.goes_without", lambda _, num_ready, num_lacking: num_ready > 0)
+    router = _SlowRouter()
+    async with running(replace(AHEAD, route_every=1_000), router=router) as rig:
+        rig.fusion.is_right, rig.fusion.confidence = lambda *_: True, 0.9
+        first = rig.submit(endless(1, 2, num_tokens=150))
+        while len(first.chunks) < 3:
+            await asyncio.sleep(0)
+        router.gate.clear()
+        second = rig.submit(endless(3, 4, num_tokens=150))
+        await router.begun.wait()  # beside a verification of the first request
+        first.cancelled = second.cancelled = True
+        await asyncio.gather(first.done.wait(), second.done.wait())
+        num_calls = len(rig.fusion.calls)
+        router.gate.set()
+        assert (error_of(first)[0], error_of(second)[0]) == (ErrorCode.CANCELLED, ErrorCode.CANCELLED)
+    assert len(rig.fusion.calls) == num_calls
+
+
+class _SlowRouter(FakeRouter):
+    """Does not come back while ``gate`` is not set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.begun = asyncio.Event()
+
+    async def route(self, rows: list[RouteRow]) -> list[RouteResult]:  # type: ignore[override]
+        if not self.gate.is_set():
+            self.begun.set()
+        await self.gate.wait()
+        return list(await super().route(rows))

@@ -16,7 +16,7 @@ from drafthouse.pipeline.modes import Trees
 from drafthouse.pipeline.state import RequestState
 from drafthouse.pipeline.stats import RoundStats
 from drafthouse.scheduling.assignment import Candidate, Limits, Prices, WaitingRounds, assign, cost_matrix
-from drafthouse.scheduling.balance import Balance
+from drafthouse.scheduling.balance import TRIAL_NODES, Balance
 from drafthouse.scheduling.tetris import DraftCandidate, DraftSelection, Mask, select_by_budget, select_by_time, select_evenly
 
 NO_TREE = DraftTree()
@@ -160,17 +160,24 @@ class Speculation:
         if switches.tetris and not self.is_adaptive:
             return select_by_budget(candidates, sum(self.depth(state) for state in states))
         overhead_ns = float(self._balance.overhead_ns(len(states), draft_ns))
-        if switches.tetris:
+        if switches.tetris and self._balance.is_trying:
+            selection = select_by_budget(candidates, TRIAL_NODES * len(states))
+            rate = self._rate_of(selection, len(states), overhead_ns)
+        elif switches.tetris:
             selection, rate = select_by_time(candidates, self._balance.verify_ns, overhead_ns)
         else:
             selection = select_evenly(candidates, max(self.depth(state) for state in states))
-            verify_ns = float(self._balance.verify_ns(len(states), np.array([selection.num_tokens]))[0])
-            rate = selection.expected_tokens / (verify_ns + overhead_ns)
+            rate = self._rate_of(selection, len(states), overhead_ns)
         if self.is_adaptive and self._depth:
             worth = rate * self._balance.token_ns(len(states), selection.num_tokens)
             time_ns = selection.expected_tokens / rate
             self._balance.saw_selection(len(states), selection.num_tokens, selection.expected_tokens, time_ns, worth)
         return selection
+
+    def _rate_of(self, selection: DraftSelection, rows: int, overhead_ns: float) -> float:
+        """Expected tokens per ns."""
+        verify_ns = float(self._balance.verify_ns(rows, np.array([selection.num_tokens]))[0])
+        return selection.expected_tokens / (verify_ns + overhead_ns)
 
     def _fitting(self, state: RequestState, nodes: NDArray[np.int64]) -> NDArray[np.int64]:
         """At most as many as fit: those most likely to be accepted, of which parents are always the likelier ones."""
@@ -196,6 +203,10 @@ class Speculation:
         """Learn from a finished round."""
         verdicts, self._verdicts = self._verdicts, []
         self.chances.learn(verdicts)
+        if self._depth and self._balance.is_trying and stats.num_verified_rows:
+            wall_ns = stats.wall_ns - stats.prefill_wall_ns
+            if self._balance.saw_trial(stats.num_verified_rows, stats.num_verified_emitted, wall_ns):
+                self.chances = Chances(self._num_drafters)  # what was learned held for the time when drafts did not pay
         if stats.num_verified_rows and not stats.num_prefill_rows:  # a round that also prefilled says little about what rounds take
             other_ns = max(stats.wall_ns - stats.verify_wall_ns - stats.draft_wall_ns, 0)
             self._balance.saw_round(stats.num_verified_rows, stats.num_verified_tokens, stats.verify_wall_ns, other_ns)

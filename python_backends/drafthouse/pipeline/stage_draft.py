@@ -53,6 +53,7 @@ class DraftStage:
         """While the chosen parts of some requests' drafts are verified: go on from where each is expected to end, and draft for others."""
         if self._speculation.switches.routing:
             await self._routes.first(others)
+        verifying, others = ([state for state in states if state.is_running] for states in (verifying, others))  # the router took time, too
         rows = {state: row for state in verifying if (row := self._row_ahead(state)) is not None}
         stats.num_drafted_ahead += len(rows)
         new = {state: row for state in others if (row := self._row(state, self._speculation.depth(state), state.num_tokens)) is not None}

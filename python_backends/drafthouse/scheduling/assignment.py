@@ -12,7 +12,7 @@ m_i of its draft tokens, u_i committed tokens that it carries anyway, B = Σ x_i
                at most num_free_slots requests that have no slot yet.
 
 E_i(m) = 1 + the m best of its draft tokens' chances; d_i = all of them. w_i = 1 + ageing · rounds the request was left out: whoever waits
-gains @@ paper shortens the longest drafts first when they exceed the verification's limit; where chances fall with depth alone, that
+gains. The paper shortens the longest drafts first when they exceed the verification's limit; where chances fall with depth alone, that
 is what dropping the least promising tokens does.
 """
 

@@ -28,8 +28,10 @@ _FIRST_CHANCE = 0.7  # that a draft token is accepted, before any draft was seen
 # k = 0 is entered and left with hysteresis: a clear loss, several rounds in a row; then single tries, ever more seldom.
 _LOSS = 1.02
 _LOSING_ROUNDS = 8
+_TRIAL_ROUNDS = 2
+TRIAL_NODES = 2  # verified of each draft then
 _FIRST_PAUSE = 4
-_LONGEST_PAUSE = 512
+_LONGEST_PAUSE = 96
 
 
 def _round(tokens: float) -> NDArray[np.int64]:
@@ -54,6 +56,13 @@ class Balance:
         self._num_losing = 0
         self._paused_rounds = 0
         self._pause = _FIRST_PAUSE
+        self._num_trial_rounds = 0
+        self._trial_tokens = self._trial_ns = 0.0
+
+    @property
+    def is_trying(self) -> bool:
+        """After rounds without drafts: costs are old, so a few drafts are verified whatever they seem worth."""
+        return self._num_trial_rounds > 0
 
     @property
     def worth(self) -> float:
@@ -91,7 +100,9 @@ class Balance:
         """
         if self._paused_rounds > 0:
             self._paused_rounds -= 1
+            self._num_trial_rounds = _TRIAL_ROUNDS + 1
             return 0
+        self._num_trial_rounds = max(self._num_trial_rounds - 1, 0)
         if self._num_drafts < _FIRST_DRAFTS:  # as deep as it goes, to see what depth is worth
             return self._max_depth
         self._last_depth = self._depth(rows, is_even, is_hidden)
@@ -101,17 +112,22 @@ class Balance:
         return self._even_depth(rows, is_hidden) if is_even else self._paying_depth(rows, is_hidden)
 
     def _even_depth(self, rows: int, is_hidden: bool) -> int:
-        depths = np.arange(self._max_depth + 1)
-        expected = rows * (1 + np.concatenate(([0.0], np.cumsum(self._reach))))
-        times = self.verify_ns(rows, rows * (1 + depths)) + [
-            self.overhead_ns(rows, self.draft_ns(rows, depth)) for depth in depths.tolist()
-        ]
-        return int(np.argmax(expected / times))
+        depths = np.arange(1, self._max_depth + 1)
+        verifying = self.verify_ns(rows, rows * (1 + depths))
+        drafting = np.array([self.draft_ns(rows, depth) for depth in depths.tolist()])
+        if is_hidden:  # but for what takes longer than the verification
+            drafting = np.maximum(drafting - verifying, 0.0)
+        expected = rows * (1 + np.cumsum(self._reach))
+        return 1 + int(np.argmax(expected / (verifying + self.overhead_ns(rows, drafting))))
 
     def _paying_depth(self, rows: int, is_hidden: bool) -> int:
         """As deep as the drafts of a batch gain more than a further step costs."""
         _, _, per_step, per_row_step = self._draft.coefficients.tolist()
-        price = _HIDDEN_PRICE if is_hidden else self._rate * (per_step + rows * per_row_step)
+        price = np.full(self._max_depth, self._rate * (per_step + rows * per_row_step))
+        if is_hidden:  # but for what takes longer than the verification
+            verify_ns = self.verify_ns(rows, _round(rows * self._tokens_per_row))[0]
+            hidden = [self.draft_ns(rows, depth) <= verify_ns for depth in range(1, self._max_depth + 1)]
+            price = np.where(hidden, _HIDDEN_PRICE, price)
         return max(1, int(np.count_nonzero(rows * self._value > price)))
 
     def goes_without(self, ready: int, lacking: int) -> bool:
@@ -153,14 +169,33 @@ class Balance:
         self._worth_per_draft += _SMOOTHING * (expected_tokens / rows - 1 - self._worth_per_draft)
         self._worth = worth if not self._worth else self._worth + _SMOOTHING * (worth - self._worth)
         rate = expected_tokens / time_ns
+        if self.is_trying:
+            return  # what comes of it decides, not what was expected: `saw_trial`
         self._rate = rate if not self._rate else self._rate + _SMOOTHING * (rate - self._rate)
-        alone = rows / float(self.verify_ns(rows, np.array([rows]))[0] + self.overhead_ns(rows, 0.0))
-        self._num_losing = self._num_losing + 1 if alone > _LOSS * self._rate else 0
+        self._num_losing = self._num_losing + 1 if self._rate_alone(rows) > _LOSS * self._rate else 0
         if self._num_losing >= _LOSING_ROUNDS:
-            self._paused_rounds, self._pause = self._pause, min(2 * self._pause, _LONGEST_PAUSE)
-            self._num_losing = _LOSING_ROUNDS // 2  # the next tries are shorter
-        elif not self._num_losing:
-            self._pause = _FIRST_PAUSE
+            self._stop_drafting()
+
+    def saw_trial(self, rows: int, emitted: int, wall_ns: float) -> bool:
+        """A round of a trial brought so many tokens. True when it was the last one and drafts have turned out to pay again."""
+        self._trial_tokens += emitted
+        self._trial_ns += wall_ns
+        if self._num_trial_rounds > 1:
+            return False
+        rate, self._trial_tokens, self._trial_ns = self._trial_tokens / self._trial_ns, 0.0, 0.0
+        if self._rate_alone(rows) > _LOSS * rate:
+            self._stop_drafting()
+            return False
+        self._rate, self._pause, self._num_losing = rate, _FIRST_PAUSE, 0
+        return True
+
+    def _rate_alone(self, rows: int) -> float:
+        """Tokens per ns without drafts."""
+        return rows / float(self.verify_ns(rows, np.array([rows]))[0] + self.overhead_ns(rows, 0.0))
+
+    def _stop_drafting(self) -> None:
+        self._paused_rounds, self._pause = self._pause, min(2 * self._pause, _LONGEST_PAUSE)
+        self._num_losing = 0
 
     def saw_verification(self, rows: int, tokens: int, verify_ns: float) -> None:
         """A verification of so many tokens in all rows together."""
