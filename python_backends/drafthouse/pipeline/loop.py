@@ -189,6 +189,7 @@ class Pipeline:
             num_preempted=self._book.num_preempted,
             sums=dataclasses.replace(self._sums),
             num_failed=self._book.num_failed,
+            speculation=self._speculation.statistics(),
         )
 
     def check_integrity(self) -> list[str]:

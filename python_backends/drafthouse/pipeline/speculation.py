@@ -210,3 +210,14 @@ class Speculation:
         if stats.num_verified_rows and not stats.num_prefill_rows:  # a round that also prefilled says little about what rounds take
             other_ns = max(stats.wall_ns - stats.verify_wall_ns - stats.draft_wall_ns, 0)
             self._balance.saw_round(stats.num_verified_rows, stats.num_verified_tokens, stats.verify_wall_ns, other_ns)
+
+    def statistics(self) -> dict[str, object]:
+        """What has been learned, for JSON: reliability of the chances and of the raw probabilities, and the table of verification times."""
+        calibrated, raw = self.chances.reliability()
+        return {
+            "depth": self._depth,
+            "worth": self._balance.worth,
+            "reliability": dict(calibrated.as_dict()),
+            "raw_reliability": dict(raw.as_dict()),
+            "verify_ns": self._balance.verify_table(),
+        }

@@ -66,3 +66,4 @@ class PipelineSnapshot:
     num_preempted: int
     sums: RoundStats  # a copy
     num_failed: Mapping[str, int] = field(default_factory=dict)  # by error code
+    speculation: Mapping[str, object] = field(default_factory=dict)  # see `Speculation.statistics`

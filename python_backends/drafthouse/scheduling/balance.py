@@ -78,6 +78,10 @@ class Balance:
         """Expected time of verifying this many tokens in all rows together, ascending, [n] -> [n]."""
         return self._verify.predict_ns(rows, tokens)
 
+    def verify_table(self) -> list[tuple[int, float, float]]:
+        """Rows, tokens and time in ns of every kind of verification seen."""
+        return self._verify.table()
+
     def token_ns(self, rows: int, tokens: int) -> float:
         """What one more token costs a verification of so many."""
         return self._verify.slope_ns(rows, tokens)

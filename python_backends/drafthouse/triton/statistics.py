@@ -58,6 +58,7 @@ class Statistics:
             "finished": snapshot.num_finished,
             "failed": dict(snapshot.num_failed),
             "counters": {name: self._counters[name] for name in COUNTERS},
+            "speculation": dict(snapshot.speculation),
             "rounds_by_batch_size": {str(size): count for size, count in sorted(self._rounds_by_batch.items())},
             "engines": dict(zip(self._engines, await asyncio.gather(*map(_slots, self._engines.values())), strict=True)),
         }
