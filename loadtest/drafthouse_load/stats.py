@@ -45,14 +45,15 @@ class ServerStats:
     counters: Counters
     running: int
     queue_len: int
+    rehearsing: bool  # the server tries out what its stages take
     slots_free: Mapping[str, int]  # by engine, of those that answered
     slots_total: Mapping[str, int]
     silent_engines: tuple[str, ...]  # did not answer
 
     @property
     def idle(self) -> bool:
-        """No request runs or waits."""
-        return self.running == 0 and self.queue_len == 0
+        """No request runs or waits, and no rehearsal holds slots."""
+        return self.running == 0 and self.queue_len == 0 and not self.rehearsing
 
     @property
     def leaked_slots(self) -> dict[str, int]:
@@ -71,6 +72,7 @@ def parse_stats(raw: Mapping[str, Any]) -> ServerStats:
         counters=Counters(**{field.name: int(raw["counters"][field.name]) for field in fields(Counters)}),
         running=raw["running"],
         queue_len=raw["queue_len"],
+        rehearsing=raw["rehearsing"],
         slots_free={name: engine["slots_free"] for name, engine in answered.items()},
         slots_total={name: engine["slots_total"] for name, engine in answered.items()},
         silent_engines=tuple(name for name in engines if name not in answered),

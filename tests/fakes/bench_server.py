@@ -61,6 +61,7 @@ class FakeBenchServer:
             "counters": self.counters,
             "running": 0,
             "queue_len": 0,
+            "rehearsing": False,
             "engines": engines | silent,
         }
 

@@ -57,9 +57,9 @@ def test_a_mode_that_is_made_of_trees_is_refused_where_they_are_not_exact() -> N
 
 
 async def rehearsed(rig: Rig) -> None:
-    """Until the pipeline counts nothing as running any more."""
+    """Until the rehearsal is over."""
     for _ in range(5_000):
-        if rig.pipeline.snapshot().num_running == 0:
+        if not rig.pipeline.snapshot().is_rehearsing:
             return
         await asyncio.sleep(0.001)
     raise AssertionError("the rehearsal does not end")
@@ -71,7 +71,7 @@ async def test_a_rehearsal_shows_every_shape_and_leaves_nothing_behind() -> None
         await asyncio.sleep(0.02)
         assert rig.target.calls == [], "nobody is called before the pipeline is opened"
         rig.pipeline.open()
-        assert rig.pipeline.snapshot().num_running == 1
+        assert rig.pipeline.snapshot().is_rehearsing
         await rehearsed(rig)
         seen = [(len(call.rows), len(call.rows[0].tokens)) for call in verifications(rig.target.calls)]
         assert sorted(seen) == sorted(REPEATS * list(verified_shapes(rig.target.limits)))

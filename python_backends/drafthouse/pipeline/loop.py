@@ -182,7 +182,8 @@ class Pipeline:
             mode=self._config.mode,
             policy=self._policy.name,
             num_waiting=self._book.num_waiting,
-            num_running=self._book.num_running or int(self._rehearsal is not None and self._is_open),  # a rehearsal counts as one
+            num_running=self._book.num_running,
+            is_rehearsing=self._rehearsal is not None and self._is_open,
             max_active=self._max_active,
             num_rounds=self._num_rounds,
             num_finished=self._book.num_finished,

@@ -65,5 +65,6 @@ class PipelineSnapshot:
     num_finished: int
     num_preempted: int
     sums: RoundStats  # a copy
+    is_rehearsing: bool = False  # made-up requests hold slots, or are about to
     num_failed: Mapping[str, int] = field(default_factory=dict)  # by error code
     speculation: Mapping[str, object] = field(default_factory=dict)  # see `Speculation.statistics`

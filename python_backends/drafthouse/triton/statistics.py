@@ -55,6 +55,7 @@ class Statistics:
             "precision": self._precision,
             "running": snapshot.num_running,
             "queue_len": snapshot.num_waiting,
+            "rehearsing": snapshot.is_rehearsing,
             "finished": snapshot.num_finished,
             "failed": dict(snapshot.num_failed),
             "counters": {name: self._counters[name] for name in COUNTERS},
