@@ -23,6 +23,7 @@ class Counters:
     drafted: int = 0
     accepted: int = 0
     draft_session_ns: int = 0  # inside the drafters' sessions, on the critical path of the round
+    ahead_session_ns: int = 0  # the same while the target verified
     draft_wall_ns: int = 0  # from asking for drafts to having them
     verify_session_ns: int = 0  # inside the target's session
     verify_wall_ns: int = 0

@@ -78,7 +78,7 @@ def test_blocks_run_forwards_and_backwards_at_every_concurrency() -> None:
     assert settings.num_blocks == 24
 
 
-def test_a_switch_loads_only_cosine_and_only_when_something_changes() -> None:
+def test_a_switch_loads_only_cosine_and_anew_for_every_block() -> None:
     fake = FakeBenchServer(mode="cosine")
     base = base_parameters({"mode": "cosine"})
     with serving(FakeTriton(fake.script)) as url, Client(url) as client:
@@ -87,6 +87,7 @@ def test_a_switch_loads_only_cosine_and_only_when_something_changes() -> None:
         for arm, k in ((vanilla, 3), (vanilla, 3), (vanilla, 4), (no_routing, None)):
             switch.to(arm, k)
     assert fake.loads == [
+        ("cosine", {"parameters": base | {"mode": "vanilla", "num_draft_tokens": "3"}}),
         ("cosine", {"parameters": base | {"mode": "vanilla", "num_draft_tokens": "3"}}),
         ("cosine", {"parameters": base | {"mode": "vanilla", "num_draft_tokens": "4"}}),
         ("cosine", {"parameters": base | {"routing": "off"}}),

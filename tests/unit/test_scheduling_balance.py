@@ -83,7 +83,8 @@ def _taught(verify_ms: Callable[[int], float], step_ms: float) -> Balance:
         tokens = rows * (1 + number % 6)
         balance.saw_round(rows, tokens, verify_ms(tokens) * MS, 1 * MS)
         balance.saw_drafts(rows, 5, [[0.9**depth for depth in range(1, 6)]] * rows, 5 * step_ms * MS)
-        balance.saw_selection(rows, 6 * rows, 4.7 * rows, (verify_ms(6 * rows) + 5 * step_ms + 1) * MS, 0.1)
+        balance.saw_sizes(rows, 6 * rows, 4.7 * rows, 5)
+        balance.saw_selection(rows, 4.7 * rows, (verify_ms(6 * rows) + 5 * step_ms + 1) * MS, 0.1)
     return balance
 
 

@@ -69,10 +69,9 @@ class ArmSwitch:
         self._server = server
         self._client = client
         self._base = base
-        self._current: Mapping[str, str] = {}
 
     def to(self, arm: Arm, num_draft_tokens: int | None) -> None:
-        """Switch, unless the server is configured so already.
+        """Switch to a front door that has learned nothing yet.
 
         Raises:
             ServerError: INTERNAL when the server is busy or reports another mode.
@@ -81,10 +80,8 @@ class ArmSwitch:
         before = read_when_idle(self._client)
         if not before.idle:
             raise ServerError(ErrorCode.INTERNAL, "mode", f"{before.running} requests running", "an idle server")
-        parameters = arm.parameters(self._base, num_draft_tokens)
-        if parameters != self._current:
-            self._server.load_model("cosine", {"parameters": parameters})
-            self._current = parameters
+        # Anew for every block, also of the same arm: what was learned in one must not help the next.
+        self._server.load_model("cosine", {"parameters": arm.parameters(self._base, num_draft_tokens)})
         reported = read_when_idle(self._client).mode
         if reported != arm.mode:
             raise ServerError(ErrorCode.INTERNAL, "mode", reported, arm.mode)

@@ -43,7 +43,7 @@ def measured_sample(blocks: Sequence[Block], num_draft_tokens: int | None) -> Sa
         latencies_ms=latencies,
         accepted_len_mean=_ratio(counters.emitted_tokens, counters.verified_rows),
         verify_idle_share=1 - (counters.verify_session_ns + counters.prefill_session_ns) / _NS_PER_S / wall_s,
-        draft_idle_share=1 - counters.draft_session_ns / _NS_PER_S / wall_s,
+        draft_idle_share=1 - (counters.draft_session_ns + counters.ahead_session_ns) / _NS_PER_S / wall_s,
     ) | {
         "num_draft_tokens": num_draft_tokens,
         "acceptance_rate": round(_ratio(counters.accepted, counters.drafted), _DIGITS),

@@ -275,4 +275,5 @@ class _Run:
             router=RouterProcess(self._router, VirtualCore(), hops.router, self._faults),
             drafter_names=models.drafter_names,
             on_round=self._rounds.append,
+            exact_trees=models.target.manifest.precision == "fp32",
         )

@@ -78,8 +78,8 @@ class StepCall:
     rows: Sequence[StepRow]
     num_steps: int = 1  # > 1: the engine feeds its own samples back, num_steps - 1 times per leaf; 0: do not sample
     num_candidates: int = 0  # best tokens per output node to return with probabilities (drafters)
-    # Sum of log p(tokens[i+1] | ...) over the row's committed tokens; all are computed anew, so that a repeated call scores the same.
     return_logprobs: bool = True  # False saves a softmax per output node: `logprobs` is 0 then
+    # Sum of log p(tokens[i+1] | ...) over the row's committed tokens; all are computed anew, so that a repeated call scores the same.
     return_prompt_logprob: bool = False
     stop: GrowthStop | None = None  # None: every leaf grows num_steps - 1 times, end tokens or not
 

@@ -37,11 +37,12 @@ class Judge:
         return self.lines[0] if self.lines else (0.0, 1.0)
 
     def proposal(self, token: int, prob: float, rank: int = 0) -> Proposal:
-        """A candidate with its chance (a probability that is not a number has none)."""
+        """A candidate with its chance (a probability that is not a number counts as none)."""
+        prob = 0.0 if math.isnan(prob) else min(max(prob, 0.0), 1.0)
         if self.lines:
             value = chance(*self.lines[min(rank, 1)], prob)
         else:
-            value = 0.0 if math.isnan(prob) else min(prob, 1.0)
+            value = prob
         return Proposal(token, value, self.drafter, prob, rank, self.weight)
 
 
@@ -164,6 +165,8 @@ class RowDraft:
                 seat.proposed.append((NO_TOKEN, 0.0) if own is None else (own.token, own.prob))
             agreeing = [seat for seat in agreeing if seat.fresh[index][0].token == best.token]
             index += 1
+        for seat in self.active:
+            seat.fresh = []  # a row that is not asked again must not hear them twice
         self._shared_row = None
 
     def _branch(self, seat: Seat, index: int, trunk_token: int) -> None:

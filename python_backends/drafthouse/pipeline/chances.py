@@ -33,7 +33,8 @@ class Chances:
         """Nothing seen yet."""
         self._num_drafters = num_drafters
         first = np.array([[_FIRST_OWN] * (num_drafters + 1), [_FIRST_OTHER] * (num_drafters + 1)])  # the last of each: all together
-        self._lines = Calibration.from_table(first.reshape(-1, NUM_COEFFICIENTS))
+        self._first = first.reshape(-1, NUM_COEFFICIENTS)
+        self._lines = Calibration.from_table(self._first)
         self._count = np.zeros((2, num_drafters), np.int64)
 
     @property
@@ -58,6 +59,11 @@ class Chances:
         width = self._num_drafters + 1
         index = np.concatenate((kind * width + source, kind * width + self._num_drafters))
         self._lines.observe(index, *(np.concatenate((column, column)) for column in (prob, score, hit)))
+
+    def start_anew(self) -> None:
+        """Forget what was learned; what was predicted and came true stays on record."""
+        self._lines.restart(self._first)
+        self._count[:] = 0
 
     def reliability(self) -> tuple[Reliability, Reliability]:
         """Predicted against observed: as calibrated, and the raw probabilities. Every proposal counts twice."""

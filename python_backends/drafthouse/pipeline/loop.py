@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from drafthouse.core.clock import now_ns
 from drafthouse.core.errors import ErrorCode, ServerError
 from drafthouse.engine.contract import EngineClient, EngineError, EngineLimits
@@ -73,6 +75,7 @@ class Pipeline:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
         self._stopping = threading.Event()
+        self._drafted_in_vain: set[int] = set()  # request uids, in the last overlapped round
         self._is_open = False
         self._rehearsal = self._new_rehearsal()
         self._num_rounds = 0
@@ -121,10 +124,17 @@ class Pipeline:
             stats.wall_ns = now_ns() - started_ns
             self._observe(stats)
         if decoding:
-            self._speculation.learn(stats)
-            self._overlap.learn(stats)
+            self._learn(stats)
         if not stats.made_progress:
             await asyncio.sleep(PAUSE_WITHOUT_PROGRESS_S)
+
+    def _learn(self, stats: RoundStats) -> None:
+        """Adaptation hears of the round. What it cannot digest must not harm requests."""
+        try:
+            self._speculation.learn(stats)
+            self._overlap.learn(stats)
+        except Exception:
+            logger.exception("nothing was learned from a round")
 
     async def _in_turn(self, decoding: Sequence[RequestState], stats: RoundStats) -> None:
         """The plain way: draft for everybody, then verify everybody."""
@@ -140,7 +150,8 @@ class Pipeline:
     async def _overlapped(self, decoding: Sequence[RequestState], stats: RoundStats) -> None:
         """While the target verifies, the drafters go on from where each request is expected to end, and draft for those that lack one."""
         self._speculation.decide(len(decoding), overlaps=True)
-        lacking = self._draft.lacking(decoding)
+        # Whoever was drafted for in vain goes without: else it would wait for as long as others have drafts.
+        lacking = [state for state in self._draft.lacking(decoding) if state.request_uid not in self._drafted_in_vain]
         ready = [state for state in decoding if state not in lacking]
         stats.num_ready_ahead += len(ready)
         if not self._speculation.goes_without(len(ready), len(lacking)):
@@ -150,6 +161,7 @@ class Pipeline:
         if ready:
             going = self._speculation.choose(ready, stats.draft_wall_ns)
             await self._verify.run(going, stats, self._draft.meanwhile(going, lacking, stats))
+        self._drafted_in_vain = {state.request_uid for state in lacking if state.draft is None}
 
     @property
     def speculation(self) -> Speculation:
@@ -208,8 +220,8 @@ class Pipeline:
     def _new_rehearsal(self) -> Rehearsal | None:
         if self._config.rehearsal == "off" or not self._speculation.is_adaptive:
             return None
-        limits, num_drafters = self._services.limits, len(self._services.drafter_names)
-        return Rehearsal(self._target, self._fusion, self._speculation, limits, num_drafters, self._is_wanted)
+        usable = np.array([name in self._usable_drafters for name in self._services.drafter_names], np.bool_)
+        return Rehearsal(self._target, self._fusion, self._speculation, self._services.limits, usable, self._is_wanted)
 
     def _is_wanted(self) -> bool:
         """True when there is something better to do than to rehearse."""

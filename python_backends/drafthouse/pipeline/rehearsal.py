@@ -4,9 +4,10 @@ import logging
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from drafthouse.core.clock import now_ns
-from drafthouse.engine.contract import EngineLimits, StepCall, StepRow
+from drafthouse.engine.contract import EngineLimits, RowStatus, StepCall, StepRow
 from drafthouse.fusion.contract import DraftPlan, DraftRow
 from drafthouse.pipeline.links import FusionLink, TargetLink
 from drafthouse.pipeline.speculation import Speculation
@@ -48,15 +49,16 @@ class Rehearsal:
         fusion: FusionLink,
         speculation: Speculation,
         limits: EngineLimits,
-        num_drafters: int,
+        usable: NDArray[np.bool_],
         is_over: Callable[[], bool],
     ) -> None:
-        """``num_drafters`` of the repository; ``is_over``: asked between calls whether to break off, because others want the slots."""
+        """Args: usable: [D], drafters that may work; is_over: asked between calls whether to break off, as others want the slots."""
         self._target = target
         self._fusion = fusion
         self._speculation = speculation
         self._limits = limits
-        self._num_drafters = num_drafters
+        self._num_drafters = len(usable)
+        self._drafter = int(np.flatnonzero(usable)[-1])
         self._is_over = is_over
         self._prompt = np.arange(1, 1 + PROMPT_TOKENS, dtype=np.int32) % limits.vocab_size
 
@@ -77,7 +79,7 @@ class Rehearsal:
                     if self._is_over():
                         return False
                     await self._verify(rows, tokens)
-            for _ in range(REPEATS if self._num_drafters else 0):
+            for _ in range(REPEATS):
                 for rows, depth in drafted_shapes(self._limits):
                     if self._is_over():
                         return False
@@ -94,13 +96,16 @@ class Rehearsal:
         parents = np.arange(-1, tokens_per_row - 1, dtype=np.int32)
         call = StepCall([StepRow(_FIRST_UID + row, PROMPT_TOKENS - 1, tokens, 1, parents) for row in range(rows)], return_logprobs=False)
         started_ns = now_ns()
-        await self._target.step(call)
+        result = await self._target.step(call)
+        if any(answer.status is not RowStatus.OK for answer in result.rows):
+            return  # an answer without work says nothing about its price
         self._speculation.saw_verification(rows, rows * tokens_per_row, now_ns() - started_ns)
 
     async def _draft(self, rows: int, depth: int) -> None:
         weights = np.zeros(self._num_drafters, np.float32)
-        weights[-1] = 1.0
+        weights[self._drafter] = 1.0
         wanted = [DraftRow(_FIRST_UID + row, 0, self._prompt, depth, weights) for row in range(rows)]
         started_ns = now_ns()
-        if await self._fusion.draft(wanted, DraftPlan()) is not None:
+        result = await self._fusion.draft(wanted, DraftPlan())
+        if result is not None and all(len(answer.tree) for answer in result.rows):
             self._speculation.saw_drafting(rows, depth, now_ns() - started_ns)

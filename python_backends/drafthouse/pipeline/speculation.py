@@ -20,12 +20,10 @@ from drafthouse.scheduling.balance import TRIAL_NODES, Balance
 from drafthouse.scheduling.tetris import DraftCandidate, DraftSelection, Mask, select_by_budget, select_by_time, select_evenly
 
 NO_TREE = DraftTree()
-MAX_FUSED_DRAFTERS = 3  # a further opinion has to be drafted, too; adaptation chooses up to here
 NEVER_FUSE = 64  # tokens between two fusion points: every drafter writes its own chain to the end
 # Drafts grow somewhat beyond what pays to be verified now: what is not verified may be the next round's beginning.
 GROWTH_SHARE = 0.6
 MAX_MIN_CHANCE = 0.6
-SMOOTHING = 0.1  # weight of the newest round in running means
 
 
 class Speculation:
@@ -155,29 +153,24 @@ class Speculation:
 
     def _select(self, candidates: Sequence[DraftCandidate], states: Sequence[RequestState], draft_ns: int) -> DraftSelection:
         switches = self.switches
-        if switches.trees is Trees.MERGED:
-            return select_evenly(candidates, self._limits.max_step_tokens)
-        if switches.tetris and not self.is_adaptive:
-            return select_by_budget(candidates, sum(self.depth(state) for state in states))
         overhead_ns = float(self._balance.overhead_ns(len(states), draft_ns))
-        if switches.tetris and self._balance.is_trying:
+        if switches.trees is Trees.MERGED:
+            selection = select_evenly(candidates, self._limits.max_step_tokens)
+        elif switches.tetris and not self.is_adaptive:
+            selection = select_by_budget(candidates, sum(self.depth(state) for state in states))
+        elif switches.tetris and self._balance.is_trying:
             selection = select_by_budget(candidates, TRIAL_NODES * len(states))
-            rate = self._rate_of(selection, len(states), overhead_ns)
         elif switches.tetris:
-            selection, rate = select_by_time(candidates, self._balance.verify_ns, overhead_ns)
+            selection, _ = select_by_time(candidates, self._balance.verify_ns, overhead_ns)
         else:
             selection = select_evenly(candidates, max(self.depth(state) for state in states))
-            rate = self._rate_of(selection, len(states), overhead_ns)
+        self._balance.saw_sizes(len(states), selection.num_tokens, selection.expected_tokens, self._depth)
         if self.is_adaptive and self._depth:
-            worth = rate * self._balance.token_ns(len(states), selection.num_tokens)
-            time_ns = selection.expected_tokens / rate
-            self._balance.saw_selection(len(states), selection.num_tokens, selection.expected_tokens, time_ns, worth)
+            verify_ns = float(self._balance.verify_ns(len(states), np.array([selection.num_tokens]))[0])
+            time_ns = verify_ns + overhead_ns
+            worth = selection.expected_tokens / time_ns * self._balance.token_ns(len(states), selection.num_tokens)
+            self._balance.saw_selection(len(states), selection.expected_tokens, time_ns, worth)
         return selection
-
-    def _rate_of(self, selection: DraftSelection, rows: int, overhead_ns: float) -> float:
-        """Expected tokens per ns."""
-        verify_ns = float(self._balance.verify_ns(rows, np.array([selection.num_tokens]))[0])
-        return selection.expected_tokens / (verify_ns + overhead_ns)
 
     def _fitting(self, state: RequestState, nodes: NDArray[np.int64]) -> NDArray[np.int64]:
         """At most as many as fit: those most likely to be accepted, of which parents are always the likelier ones."""
@@ -206,10 +199,10 @@ class Speculation:
         if self._depth and self._balance.is_trying and stats.num_verified_rows:
             wall_ns = stats.wall_ns - stats.prefill_wall_ns
             if self._balance.saw_trial(stats.num_verified_rows, stats.num_verified_emitted, wall_ns):
-                self.chances = Chances(self._num_drafters)  # what was learned held for the time when drafts did not pay
+                self.chances.start_anew()  # what was learned held for the time when drafts did not pay
         if stats.num_verified_rows and not stats.num_prefill_rows:  # a round that also prefilled says little about what rounds take
-            other_ns = max(stats.wall_ns - stats.verify_wall_ns - stats.draft_wall_ns, 0)
-            self._balance.saw_round(stats.num_verified_rows, stats.num_verified_tokens, stats.verify_wall_ns, other_ns)
+            other_ns = max(stats.wall_ns - stats.target_wall_ns - stats.draft_wall_ns, 0)
+            self._balance.saw_round(stats.num_verified_rows, stats.num_verified_tokens, stats.target_wall_ns, other_ns)
 
     def statistics(self) -> dict[str, object]:
         """What has been learned, for JSON: reliability of the chances and of the raw probabilities, and the table of verification times."""

@@ -43,10 +43,11 @@ class DraftStage:
             await self._routes.first(states)
         states = [state for state in states if state.is_running]  # the router took time, too
         rows = {state: row for state in states if (row := self._row(state, self._speculation.depth(state), state.num_tokens)) is not None}
-        stats.draft_session_ns += await self._propose(rows)
+        session_ns = await self._propose(rows)
         draft_ns = now_ns() - started_ns
         stats.draft_wall_ns += draft_ns
-        if rows:
+        if session_ns is not None:
+            stats.draft_session_ns += session_ns
             self._speculation.saw_drafts(list(rows), draft_ns)
 
     async def meanwhile(self, verifying: Sequence[RequestState], others: Sequence[RequestState], stats: RoundStats) -> None:
@@ -57,8 +58,9 @@ class DraftStage:
         rows = {state: row for state in verifying if (row := self._row_ahead(state)) is not None}
         stats.num_drafted_ahead += len(rows)
         new = {state: row for state in others if (row := self._row(state, self._speculation.depth(state), state.num_tokens)) is not None}
-        stats.ahead_session_ns += await self._propose(rows | new)
-        if new:
+        session_ns = await self._propose(rows | new)
+        stats.ahead_session_ns += session_ns or 0
+        if new and session_ns is not None:
             self._speculation.saw_drafts(list(new), None)
 
     def _row_ahead(self, state: RequestState) -> DraftRow | None:
@@ -69,7 +71,7 @@ class DraftStage:
         leaf, chance = expected_leaf(tree, state.chosen)
         # What is emitted now comes off what may still be drafted.
         depth = min(self._speculation.depth(state), state.num_remaining - 2 - depth_of(tree, leaf))
-        if chance < LEAST_CHANCE_AHEAD or depth < 1 or leaf == ROOT:
+        if chance < LEAST_CHANCE_AHEAD or depth < 1 or leaf == ROOT or int(tree.tokens[leaf]) in state.request.sampling.end_ids:
             return None
         return self._row(state, depth, state.num_tokens, tree, leaf)
 
@@ -122,14 +124,14 @@ class DraftStage:
         weights[best] = wanted[best]
         return weights
 
-    async def _propose(self, rows: dict[RequestState, DraftRow]) -> int:
-        """Have these drafts made or continued; returns the drafters' session time in ns."""
+    async def _propose(self, rows: dict[RequestState, DraftRow]) -> int | None:
+        """Have these drafts made or continued; returns the drafters' session time in ns, None when nobody was asked or fusion failed."""
         if not rows:
-            return 0
+            return None
         bases = {state: state.draft for state in rows}
         result = await self._fusion.draft(list(rows.values()), self._speculation.draft_plan())
         if result is None:
-            return 0
+            return None
         self._routes.note(list(rows.values()), result.rows)
         for (state, row), answer in zip(rows.items(), result.rows, strict=True):
             _note_cached_len(state, row, answer)

@@ -1,5 +1,6 @@
 """Ask the router which drafters work for which request."""
 
+import asyncio
 import logging
 from collections.abc import Sequence
 
@@ -30,6 +31,7 @@ class RouteStage:
         self._route_every = route_every
         self._health = DrafterHealth()
         self._is_failing = False
+        self._one_call = asyncio.Lock()  # new requests are routed beside others' news
 
     async def first(self, states: Sequence[RequestState]) -> None:
         """Give every request that has none its first weights, from how well each drafter predicted the prompt."""
@@ -69,12 +71,16 @@ class RouteStage:
     async def _route(self, states: Sequence[RequestState]) -> None:
         if self._router is None or not states:
             return
+        async with self._one_call:
+            await self._ask(self._router, states)
+
+    async def _ask(self, router: Router, states: Sequence[RequestState]) -> None:
         available = self._health.available(len(states[0].allowed), now_ns())
         routable = [state for state in states if np.count_nonzero(state.allowed & available) > 1]  # otherwise there is no choice
         if not routable:
             return
         try:
-            results = await self._router.route([_row(state, available, self.max_drafters) for state in routable])
+            results = await router.route([_row(state, available, self.max_drafters) for state in routable])
             for state, result in zip(routable, results, strict=True):
                 _apply(state, result)
         except Exception:

@@ -11,7 +11,7 @@ import numpy as np
 from drafthouse.core.clock import now_ns
 from drafthouse.core.errors import ErrorCode, ServerError
 from drafthouse.core.tree import ROOT, DraftTree
-from drafthouse.engine.contract import EngineLimits, RowResult, RowStatus, StepCall, StepRow
+from drafthouse.engine.contract import EngineLimits, RowResult, RowStatus, StepCall, StepResult, StepRow
 from drafthouse.pipeline.ahead import continued
 from drafthouse.pipeline.chances import Verdict
 from drafthouse.pipeline.commit import commit
@@ -122,14 +122,21 @@ class VerifyStage:
         trees = [_chosen_tree(state) for state in states]
         call = StepCall([_verify_row(state, tree) for state, tree in zip(states, trees, strict=True)], return_logprobs=return_logprobs)
         others = self._routes.refresh(states)
-        result = await beside(self._target.step(call), others if beside_it is None else both(others, beside_it))
-        # Of the committed tokens only the last is computed: the others were drafts that the target has in its cache.
-        stats.num_verified_tokens += len(states) + sum(map(len, trees))
+        result = await beside(self._step(call, stats), others if beside_it is None else both(others, beside_it))
         for state, tree, answer in zip(states, trees, result.rows, strict=True):
             if state.is_running and _was_computed(state, answer, 1 + len(tree), self._config.max_stalled_rounds):
+                # Of the committed tokens only the last is computed: the others were drafts that the target has in its cache.
+                stats.num_verified_tokens += 1 + len(tree)
                 self._apply(state, tree, answer, stats)
         stats.verify_session_ns += result.session_ns
         stats.verify_wall_ns += now_ns() - started_ns
+
+    async def _step(self, call: StepCall, stats: RoundStats) -> StepResult:
+        """The target's call by itself: what runs beside it may take longer."""
+        started_ns = now_ns()
+        result = await self._target.step(call)
+        stats.target_wall_ns += now_ns() - started_ns
+        return result
 
     def _apply(self, state: RequestState, tree: DraftTree, answer: RowResult, stats: RoundStats) -> None:
         path = walk(tree, answer.sampled)
@@ -153,7 +160,11 @@ class VerifyStage:
     def _tell(self, state: RequestState, draft: Draft, choices: Mapping[int, int]) -> None:
         """Report to router and calibration. choices: what the target chose after the root and after each accepted node."""
         tree = draft.tree
-        state.feedback.append(Feedback(draft.proposals, draft.proposal_probs, target_tokens(draft.trunk, tree.parents, choices)))
+        # Of the trunk what was verified, or would have been next: the rest was drafted ahead.
+        verified = set(state.chosen.tolist())
+        columns = [column for column, node in enumerate(draft.trunk.tolist()) if node in verified or int(tree.parents[node]) in choices]
+        wanted = target_tokens(draft.trunk[columns], tree.parents, choices)
+        state.feedback.append(Feedback(draft.proposals[:, columns], draft.proposal_probs[:, columns], wanted))
         tested = np.array([node for node, parent in enumerate(tree.parents.tolist()) if parent in choices], np.int64)
         if len(tested):
             wanted = target_tokens(tested, tree.parents, choices)

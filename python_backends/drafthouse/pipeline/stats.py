@@ -31,6 +31,7 @@ class RoundStats:
     num_drafted: int = 0  # tree nodes the target verified
     num_accepted: int = 0  # those of them that were emitted
     verify_wall_ns: int = 0
+    target_wall_ns: int = 0  # of that the target's call alone, without what ran beside it
     verify_session_ns: int = 0
 
     @property

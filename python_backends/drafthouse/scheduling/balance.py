@@ -52,7 +52,7 @@ class Balance:
         self._tokens_per_row = float(max_depth + 1)  # verified
         self._worth_per_draft = float(self._reach.sum())  # expected accepted draft tokens
         self._last_depth = max_depth
-        self._rate = 0.0  # expected tokens per ns of the last selection
+        self._rates: dict[int, float] = {}  # by rows: expected tokens per ns, running mean
         self._num_losing = 0
         self._paused_rounds = 0
         self._pause = _FIRST_PAUSE
@@ -71,8 +71,8 @@ class Balance:
 
     @property
     def rate(self) -> float:
-        """Expected tokens per ns of the batch, running mean; 0 before the first selection."""
-        return self._rate
+        """Expected tokens per ns of a batch, the best that is known; 0 before the first selection."""
+        return max(self._rates.values(), default=0.0)
 
     def verify_ns(self, rows: int, tokens: NDArray[np.int64]) -> Floats:
         """Expected time of verifying this many tokens in all rows together, ascending, [n] -> [n]."""
@@ -109,10 +109,6 @@ class Balance:
         self._num_trial_rounds = max(self._num_trial_rounds - 1, 0)
         if self._num_drafts < _FIRST_DRAFTS:  # as deep as it goes, to see what depth is worth
             return self._max_depth
-        self._last_depth = self._depth(rows, is_even, is_hidden)
-        return self._last_depth
-
-    def _depth(self, rows: int, is_even: bool, is_hidden: bool) -> int:
         return self._even_depth(rows, is_hidden) if is_even else self._paying_depth(rows, is_hidden)
 
     def _even_depth(self, rows: int, is_hidden: bool) -> int:
@@ -127,7 +123,7 @@ class Balance:
     def _paying_depth(self, rows: int, is_hidden: bool) -> int:
         """As deep as the drafts of a batch gain more than a further step costs."""
         _, _, per_step, per_row_step = self._draft.coefficients.tolist()
-        price = np.full(self._max_depth, self._rate * (per_step + rows * per_row_step))
+        price = np.full(self._max_depth, self._rate_of(rows) * (per_step + rows * per_row_step))
         if is_hidden:  # but for what takes longer than the verification
             verify_ns = self.verify_ns(rows, _round(rows * self._tokens_per_row))[0]
             hidden = [self.draft_ns(rows, depth) <= verify_ns for depth in range(1, self._max_depth + 1)]
@@ -163,20 +159,26 @@ class Balance:
         for mean, seen in ((self._reach, table), (self._value, np.maximum(table - self._worth, 0.0))):
             deepest = table.shape[1]
             mean[:deepest] += weight * (seen.mean(axis=0) - mean[:deepest])
-            if 1 < deepest < len(mean):  # deeper than was drafted: as it went on before
-                ratio = min(mean[deepest - 1] / max(mean[deepest - 2], 1e-9), 1.0)
+            if 0 < deepest < len(mean):  # deeper than was drafted: as it went on before
+                before = mean[deepest - 2] if deepest > 1 else 1.0
+                ratio = min(mean[deepest - 1] / max(before, 1e-9), 1.0)
                 mean[deepest:] = mean[deepest - 1] * ratio ** np.arange(1, len(mean) - deepest + 1)
 
-    def saw_selection(self, rows: int, num_tokens: int, expected_tokens: float, time_ns: float, worth: float) -> None:
-        """What the coming verification is expected to bring, drafting included; and what one more token would have to be worth."""
+    def saw_sizes(self, rows: int, num_tokens: int, expected_tokens: float, depth: int) -> None:
+        """What the coming verification consists of, whoever decided that."""
+        self._last_depth = depth
         self._tokens_per_row += _SMOOTHING * (num_tokens / rows - self._tokens_per_row)
         self._worth_per_draft += _SMOOTHING * (expected_tokens / rows - 1 - self._worth_per_draft)
+
+    def saw_selection(self, rows: int, expected_tokens: float, time_ns: float, worth: float) -> None:
+        """What the coming verification is expected to bring, drafting included; and what one more token would have to be worth."""
         self._worth = worth if not self._worth else self._worth + _SMOOTHING * (worth - self._worth)
         rate = expected_tokens / time_ns
         if self.is_trying:
             return  # what comes of it decides, not what was expected: `saw_trial`
-        self._rate = rate if not self._rate else self._rate + _SMOOTHING * (rate - self._rate)
-        self._num_losing = self._num_losing + 1 if self._rate_alone(rows) > _LOSS * self._rate else 0
+        before = self._rates.get(rows, rate)
+        self._rates[rows] = before + _SMOOTHING * (rate - before)
+        self._num_losing = self._num_losing + 1 if self._rate_alone(rows) > _LOSS * rate else 0
         if self._num_losing >= _LOSING_ROUNDS:
             self._stop_drafting()
 
@@ -190,8 +192,13 @@ class Balance:
         if self._rate_alone(rows) > _LOSS * rate:
             self._stop_drafting()
             return False
-        self._rate, self._pause, self._num_losing = rate, _FIRST_PAUSE, 0
+        self._rates[rows], self._pause, self._num_losing = rate, _FIRST_PAUSE, 0
         return True
+
+    def _rate_of(self, rows: int) -> float:
+        """The running mean at this number of rows, or at the nearest one that was seen; 0 before the first selection."""
+        nearest = min(self._rates, key=lambda seen: abs(seen - rows), default=None)
+        return 0.0 if nearest is None else self._rates[nearest]
 
     def _rate_alone(self, rows: int) -> float:
         """Tokens per ns without drafts."""

@@ -101,6 +101,11 @@ class Calibration:
         calibration._mean[:, 1] = np.maximum(mean[:, 1], _LEAST_SLOPE)
         return calibration
 
+    def restart(self, table: ArrayLike) -> None:
+        """Go on from `table` as `from_table` does, with the same reliability diagrams."""
+        fresh = Calibration.from_table(table)
+        self._mean, self._precision = fresh._mean, fresh._precision
+
     def table(self) -> NDArray[np.float32]:
         """Coefficients (a, b, c) per drafter, [D, 3]: all that `chance` needs."""
         return self._mean.astype(np.float32)

@@ -1,8 +1,7 @@
 """What a stage takes as a linear function of its shape, learned online.
 
 With packed calls a stage's time hardly depends on how tokens are spread over rows, and it grows with their number: a few coefficients say
-more than a table whose cells are seen now and then, and their slope says what one more token costs. `stage_costs` is for stages whose
-times are not monotone.
+more than a table whose cells are seen now and then, and their slope says what one more token costs.
 """
 
 from collections.abc import Sequence

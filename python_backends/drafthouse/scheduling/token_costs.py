@@ -87,7 +87,7 @@ class TokenCosts:
         spread = (weight * offset**2).sum(axis=1) + _LINE_WEIGHT * side**2 - mass * mean_x**2
         joint = (weight * offset * times).sum(axis=1) + _LINE_WEIGHT * side**2 * slope - mass * mean_x * mean_y
         local = joint / np.maximum(spread, 1e-9)
-        return mean_y - local * mean_x, local
+        return np.maximum(mean_y - local * mean_x, 1.0), local
 
 
 def _features(rows: int, tokens: Ints) -> Floats:

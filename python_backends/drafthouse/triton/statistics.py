@@ -42,6 +42,9 @@ class Statistics:
         counters["drafted"] += stats.num_drafted
         counters["accepted"] += stats.num_accepted
         counters["draft_session_ns"] += stats.draft_session_ns
+        counters["ahead_session_ns"] += stats.ahead_session_ns
+        counters["drafted_ahead"] += stats.num_drafted_ahead
+        counters["ready_ahead"] += stats.num_ready_ahead
         counters["verify_session_ns"] += stats.verify_session_ns
         counters["draft_wall_ns"] += stats.draft_wall_ns
         counters["verify_wall_ns"] += stats.verify_wall_ns
@@ -72,6 +75,9 @@ COUNTERS = (
     "drafted",
     "accepted",
     "draft_session_ns",
+    "ahead_session_ns",
+    "drafted_ahead",
+    "ready_ahead",
     "verify_session_ns",
     "draft_wall_ns",
     "verify_wall_ns",

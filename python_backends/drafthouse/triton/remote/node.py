@@ -26,6 +26,7 @@ from drafthouse.triton.remote.settings import TlsFiles
 from drafthouse.triton.schema import ENGINE, LEASE_SECRET, MESSAGE
 
 NOT_ASKED = "not asked yet"
+_ROUNDING = 1e-5  # by which a probability may exceed 1
 _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", triton.MAX_GRPC_MESSAGE_SIZE),
     ("grpc.max_receive_message_length", triton.MAX_GRPC_MESSAGE_SIZE),
@@ -160,7 +161,11 @@ class RemoteNode:
         """Another build's drafter must reach neither fusion nor the target. Raises ValueError."""
         if len(result.rows) != len(call.rows):
             raise ValueError(f"{len(result.rows)} rows instead of {len(call.rows)}")
-        for row in result.rows:
+        for asked, row in zip(call.rows, result.rows, strict=True):
+            if not 0 <= row.cached_len <= asked.prefix_len + asked.num_committed or row.num_scored < 0:
+                raise ValueError("a cache longer than what was sent")
+            if not ((row.candidate_probs >= 0) & (row.candidate_probs <= 1 + _ROUNDING)).all():
+                raise ValueError("probabilities outside 0 to 1")
             for ids in (row.sampled, row.candidate_ids):
                 if ids.size and not 0 <= ids.min() <= ids.max() < self._contact.vocab_size:
                     raise ValueError(f"token ids outside the vocabulary of {self._contact.vocab_size}")
