@@ -13,7 +13,7 @@ from drafthouse.pipeline.config import PipelineConfig
 from drafthouse.pipeline.contract import GenerationRequest
 from drafthouse.pipeline.modes import Mode
 from drafthouse.routing.contract import RouteResult, RouteRow
-from fakes.pipeline_fusion import DraftCall, FakeFusion, FakeRouter
+from fakes.pipeline_fusion import DRAFTERS, DraftCall, FakeFusion, FakeRouter
 from fakes.pipeline_harness import async_test, make_request, reference_ids, running
 from fakes.pipeline_sink import FakeSink, error_of
 
@@ -243,3 +243,30 @@ class _SlowRouter(FakeRouter):
             self.begun.set()
         await self.gate.wait()
         return list(await super().route(rows))
+
+
+@async_test
+async def test_a_request_that_nobody_drafts_for_is_not_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drafthouse.pipeline.speculation.Speculation.goes_without", lambda _, num_ready, num_lacking: num_ready > 0)
+    async with running(AHEAD) as rig:
+        rig.fusion.is_right, rig.fusion.confidence = lambda *_: True, 0.9
+        rig.fusion.alive[1] = False
+        others = [rig.submit(endless(1, item, num_tokens=150)) for item in (2, 3, 4)]
+        while any(len(other.chunks) < 2 for other in others):
+            await asyncio.sleep(0)
+        lonely = rig.submit(request := make_request((9, 9), 6, end_ids=(), drafters=(DRAFTERS[1],)))
+        await lonely.done.wait()
+        assert lonely.output_ids == reference_ids(request)
+        assert not any(other.done.is_set() for other in others)
+        await asyncio.gather(*(other.done.wait() for other in others))
+
+
+@async_test
+async def test_what_cannot_be_learned_from_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("not a number")
+
+    monkeypatch.setattr("drafthouse.pipeline.speculation.Speculation.learn", broken)
+    async with running(AHEAD) as rig:
+        (sink,) = await rig.generate(request := make_request((4, 2), 30))
+        assert sink.output_ids == reference_ids(request)
