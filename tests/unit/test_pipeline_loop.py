@@ -116,7 +116,7 @@ async def test_who_drafts(mode: Mode, pinned: tuple[str, ...], expected: set[str
 
 @async_test
 async def test_without_a_router_two_drafters_share_the_work() -> None:
-    async with running(router=None) as rig:
+    async with running(IN_TURN, router=None) as rig:
         await rig.generate(make_request(max_tokens=10, end_ids=()))
         weights = {tuple(row.weights) for call in rig.fusion.calls for row in call.rows if row.num_draft_tokens > 0}
         assert weights == {(1.0, 1.0, 0.0, 0.0)}

@@ -18,7 +18,7 @@ from drafthouse.pipeline.book import Book
 from drafthouse.pipeline.config import PipelineConfig
 from drafthouse.pipeline.contract import GenerationRequest, ResponseSink
 from drafthouse.pipeline.links import FusionLink, TargetLink
-from drafthouse.pipeline.overlap import OverlapChoice
+from drafthouse.pipeline.overlap import TwoWays
 from drafthouse.pipeline.rehearsal import Rehearsal, made_up_uids
 from drafthouse.pipeline.speculation import Speculation
 from drafthouse.pipeline.stage_draft import DraftStage
@@ -68,7 +68,8 @@ class Pipeline:
         self._draft = DraftStage(self._fusion, routes, self._speculation, services.limits)
         self._prefill = PrefillStage(self._target, self._draft, services.limits, config)
         self._verify = VerifyStage(self._target, routes, self._speculation, config)
-        self._overlap = OverlapChoice(config.switches.overlap)
+        self._overlap = TwoWays(config.switches.overlap)
+        self._company = TwoWays(self._speculation.company, first=False)
         self._max_active = config.max_active(services.limits.slots)
         self._policy = POLICIES.create(config.policy)
         self._book = Book(self._policy, self._max_active, config.max_queue_size, self._release)
@@ -118,6 +119,7 @@ class Pipeline:
             self._book.settle(active)
             decoding = [state for state in active if state.is_running and not self._prefill.is_due(state)]
             if decoding:
+                self._speculation.has_company = self._company.decide(len(decoding))
                 await (self._overlapped(decoding, stats) if self._overlap.decide(len(decoding)) else self._in_turn(decoding, stats))
             self._book.settle(active)
         finally:
@@ -133,6 +135,7 @@ class Pipeline:
         try:
             self._speculation.learn(stats)
             self._overlap.learn(stats)
+            self._company.learn(stats)
         except Exception:
             logger.exception("nothing was learned from a round")
 

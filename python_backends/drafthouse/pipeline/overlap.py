@@ -1,4 +1,8 @@
-"""Whether to draft while the target verifies: where cores are few, drafting beside a verification can cost more than it hides."""
+"""Decisions that only a measurement can make, because they depend on how many cores there are.
+
+Drafting beside a verification can cost more than it hides; further drafters and branches can cost more than they bring. Both ways are run
+in blocks of rounds, and the faster one most of the time.
+"""
 
 from dataclasses import dataclass
 
@@ -30,8 +34,8 @@ class _Contest:
     """Both ways at one batch size."""
 
     ways: tuple[_Way, _Way]
-    current: bool = True  # overlapped
-    best: bool = True
+    current: bool
+    best: bool
     rounds: int = 0  # of the block under way
     block: int = BLOCK_ROUNDS
     trial_after: int = FIRST_TRIAL_AFTER
@@ -39,19 +43,22 @@ class _Contest:
     wall_ns: int = 0
 
 
-class OverlapChoice:
-    """With ``auto`` both ways are measured in blocks of rounds, per batch size, and the faster one runs most of the time."""
+class TwoWays:
+    """With ``auto`` both ways are measured in blocks of rounds, by batch size in powers of two; the faster one runs most of the time."""
 
-    def __init__(self, overlap: Overlap) -> None:
+    def __init__(self, overlap: Overlap, first: bool = True) -> None:
+        """Args: on or off decides, auto measures; first: the way that is taken until the other has turned out to be faster."""
         self._overlap = overlap
+        self._first = first
         self._contests: dict[int, _Contest] = {}
         self._here: _Contest | None = None
 
     def decide(self, num_rows: int) -> bool:
-        """True: the coming round of ``num_rows`` requests overlaps."""
+        """The way of the coming round of ``num_rows`` >= 1 requests."""
         if self._overlap is not Overlap.AUTO:
             return self._overlap is Overlap.ON
-        self._here = self._contests.setdefault(num_rows, _Contest((_Way(), _Way())))
+        size = (num_rows - 1).bit_length()
+        self._here = self._contests.setdefault(size, _Contest((_Way(), _Way()), self._first, self._first))
         return self._here.current
 
     def learn(self, stats: RoundStats) -> None:

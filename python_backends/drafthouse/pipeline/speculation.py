@@ -12,7 +12,7 @@ from drafthouse.fusion.contract import DraftPlan
 from drafthouse.pipeline.ahead import reach_of
 from drafthouse.pipeline.chances import ENOUGH_OBSERVATIONS, Chances, Verdict
 from drafthouse.pipeline.config import PipelineConfig
-from drafthouse.pipeline.modes import Trees
+from drafthouse.pipeline.modes import Overlap, Trees
 from drafthouse.pipeline.state import RequestState
 from drafthouse.pipeline.stats import RoundStats
 from drafthouse.scheduling.assignment import Candidate, Limits, Prices, WaitingRounds, assign, cost_matrix
@@ -46,6 +46,7 @@ class Speculation:
         self.is_adaptive = self.switches.adaptation and num_usable > 0 and config.num_draft_tokens > 0
         self._depth = config.num_draft_tokens  # of the coming drafts
         self._waiting = WaitingRounds()
+        self.has_company = True  # several drafters and branches in this round, not only the best drafter's chain
         self._verdicts: list[Verdict] = []
 
     def decide(self, num_rows: int, overlaps: bool) -> None:
@@ -62,7 +63,21 @@ class Speculation:
         """Drafters per request in this round."""
         if not self.switches.routing:
             return self._num_drafters
+        return 1 if self._is_chain else self._config.max_drafters
+
+    @property
+    def most_drafters(self) -> int:
+        """Drafters per request that the router may choose, whether all of them work in this round or not."""
         return 1 if self.switches.trees is Trees.CHAIN else self._config.max_drafters
+
+    @property
+    def company(self) -> Overlap:
+        """Whether several drafters and branches take part: with adaptation only where that is measured to be faster."""
+        return Overlap.AUTO if self.is_adaptive and self.switches.trees is Trees.FUSED else Overlap.ON
+
+    @property
+    def _is_chain(self) -> bool:
+        return self.switches.trees is Trees.CHAIN or not self.has_company
 
     def draft_plan(self) -> DraftPlan:
         """How trees are grown in this round."""
@@ -72,7 +87,7 @@ class Speculation:
         calibration = self.chances.table()
         stops = switches.tetris and self.chances.num_observations >= ENOUGH_OBSERVATIONS
         min_chance = min(GROWTH_SHARE * self._balance.worth, MAX_MIN_CHANCE) if stops else 0.0
-        if switches.trees is Trees.CHAIN:
+        if self._is_chain:
             return DraftPlan(min_chance=min_chance, calibration=calibration)
         return DraftPlan(
             num_siblings=self._num_siblings,

@@ -39,7 +39,7 @@ class DraftStage:
             return
         started_ns = now_ns()
         if self._speculation.switches.routing:
-            self._routes.max_drafters = self._speculation.max_drafters
+            self._routes.max_drafters = self._speculation.most_drafters
             await self._routes.first(states)
         states = [state for state in states if state.is_running]  # the router took time, too
         rows = {state: row for state in states if (row := self._row(state, self._speculation.depth(state), state.num_tokens)) is not None}
