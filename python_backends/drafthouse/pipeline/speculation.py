@@ -24,6 +24,8 @@ NEVER_FUSE = 64  # tokens between two fusion points: every drafter writes its ow
 # Drafts grow somewhat beyond what pays to be verified now: what is not verified may be the next round's beginning.
 GROWTH_SHARE = 0.6
 MAX_MIN_CHANCE = 0.6
+WELL_KNOWN = 1000  # observations
+VERDICTS_PER_FIT = 32  # of requests
 
 
 class Speculation:
@@ -209,8 +211,10 @@ class Speculation:
 
     def learn(self, stats: RoundStats) -> None:
         """Learn from a finished round."""
-        verdicts, self._verdicts = self._verdicts, []
-        self.chances.learn(verdicts)
+        # A fit costs nearly the same for many verdicts as for few: once the chances are known, several rounds share one.
+        if len(self._verdicts) >= (VERDICTS_PER_FIT if self.chances.num_observations >= WELL_KNOWN else 1):
+            verdicts, self._verdicts = self._verdicts, []
+            self.chances.learn(verdicts)
         if self._depth and self._balance.is_trying and stats.num_verified_rows:
             wall_ns = stats.wall_ns - stats.prefill_wall_ns
             if self._balance.saw_trial(stats.num_verified_rows, stats.num_verified_emitted, wall_ns):
