@@ -180,8 +180,10 @@ async def test_releases_are_delivered_when_the_engines_come_back() -> None:
             await asyncio.sleep(0)
         rig.fusion.failing = rig.target.down = True
         await asyncio.sleep(0.02)
+        assert rig.target.held  # nobody could be told
         rig.fusion.failing = rig.target.down = False
         await until_idle(rig)
+        assert not rig.target.held
 
 
 @async_test
