@@ -18,9 +18,9 @@ from drafthouse_client import Client
 from drafthouse_load.ablate.arms import ARMS, SWITCHES, ArmSwitch, arms_named, base_parameters
 from drafthouse_load.ablate.command import show
 from drafthouse_load.ablate.figures import Sample, measured_sample, ratio, row
-from drafthouse_load.ablate.measure import AblateSettings, Block, ServerBench, Sweep, choose, measure_blocks, measure_sweeps
+from drafthouse_load.ablate.measure import AblateSettings, Block, ServerBench, Sweep, choose, measure_blocks, run_sweeps
 from drafthouse_load.ablate.options import load_ablate_prompts
-from drafthouse_load.ablate.replayed import ReplayBench, hop_points, pipeline_config, replay_arms, replay_sweeps
+from drafthouse_load.ablate.replayed import ReplayBench, hop_points, pipeline_config, replay_arms
 from drafthouse_load.ablate.report import Measured, Replayed, ablate_report
 from drafthouse_load.ablate.show import write_ablate_plot
 from drafthouse_load.prompts import DomainPrompt
@@ -164,7 +164,7 @@ def run_on_fake(settings: AblateSettings, prompts: list[DomainPrompt]) -> Measur
     with serving(FakeTriton(fake.script)) as url, Client(url) as client:
         bench = ServerBench(fake, client, prompts, base_parameters({}))
         heard: list[str] = []
-        sweeps = measure_sweeps(bench, settings, heard.append)
+        sweeps = run_sweeps(bench, settings, heard.append)
         blocks = measure_blocks(bench, settings, choose(sweeps), heard.append)
     assert len(heard) == len(sweeps) + len(blocks)
     return Measured(blocks, sweeps)
@@ -182,7 +182,7 @@ def report(prompts: list[DomainPrompt], tmp_path_factory: pytest.TempPathFactory
     models = ReplayModels(build_replay_repository(tmp_path_factory.mktemp("ablate")))
     bench = ReplayBench(models, made_up_profile(), prompts, settings.max_tokens, base_parameters(models.parameters))
     heard: list[str] = []
-    sweeps = replay_sweeps(bench, settings, heard.append)
+    sweeps = run_sweeps(bench, settings, heard.append)
     replayed = Replayed(replay_arms(bench, settings, choose(sweeps), heard.append), sweeps, made_up_profile())
     return ablate_report(settings, prompts, run_on_fake(settings, prompts), replayed)
 

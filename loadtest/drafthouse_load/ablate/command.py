@@ -14,9 +14,9 @@ from drafthouse_client import Client
 from drafthouse_client.local_server import running
 from drafthouse_load import machine
 from drafthouse_load.ablate.arms import TARGET_ONLY, VANILLA, arms_named, base_parameters
-from drafthouse_load.ablate.measure import AblateSettings, Block, ServerBench, choose, measure_blocks, measure_sweeps
+from drafthouse_load.ablate.measure import AblateSettings, Block, ServerBench, choose, measure_blocks, run_sweeps
 from drafthouse_load.ablate.options import load_ablate_prompts, read_settings
-from drafthouse_load.ablate.replayed import ReplayBench, hop_points, replay_arms, replay_sweeps
+from drafthouse_load.ablate.replayed import ReplayBench, hop_points, replay_arms
 from drafthouse_load.ablate.report import Measured, Replayed, ablate_report
 from drafthouse_load.ablate.show import LEGEND, ablate_table, write_ablate_plot
 from drafthouse_load.modes import ModelControl
@@ -62,7 +62,7 @@ def run_ablate(args: argparse.Namespace, console: Console) -> int:
 def _measure(bench: ServerBench, settings: AblateSettings, console: Console) -> Measured:
     num_sweeps = len(settings.fixed_arms) * len(settings.concurrency)
     with _steps(console, num_sweeps + settings.num_blocks) as advance:
-        sweeps = measure_sweeps(bench, settings, advance)
+        sweeps = run_sweeps(bench, settings, advance)
         return Measured(measure_blocks(bench, settings, choose(sweeps), advance), sweeps)
 
 
@@ -94,7 +94,7 @@ def _replay(
         if profile is None:
             profile = record_profile(models, points, advance)
         bench = ReplayBench(models, profile, prompts, settings.max_tokens, base_parameters(models.parameters))
-        sweeps = replay_sweeps(bench, settings, advance)
+        sweeps = run_sweeps(bench, settings, lambda text: advance(f"replay, {text}"))
         return Replayed(replay_arms(bench, settings, choose(sweeps), advance), sweeps, profile)
 
 

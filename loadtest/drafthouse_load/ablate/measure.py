@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Protocol
 
 from drafthouse_client import Client, GenerateOptions
 from drafthouse_load.ablate.arms import FIXED_K, Arm, ArmSwitch
@@ -120,7 +121,15 @@ class ServerBench:
             return tuple(pool.map(lambda item: timed_request(self._client, item[1], item[0], options), prompts))
 
 
-def measure_sweeps(bench: ServerBench, settings: AblateSettings, advance: Callable[[str], None]) -> list[Sweep]:
+class SweepingBench(Protocol):
+    """A server, or a replay."""
+
+    def sweep(self, arm: Arm, concurrency: int) -> Sweep:
+        """One arm with every fixed number of draft tokens."""
+        ...
+
+
+def run_sweeps(bench: SweepingBench, settings: AblateSettings, advance: Callable[[str], None]) -> list[Sweep]:
     """The sweep of every arm without adaptation at every concurrency; ``advance`` hears of each one."""
     sweeps = []
     for arm in settings.fixed_arms:

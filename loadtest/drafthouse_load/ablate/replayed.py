@@ -42,16 +42,6 @@ class ReplayBench:
         return Sweep(arm.name, concurrency, {k: round(self.run(arm, concurrency, k).tokens_per_s, 2) for k in FIXED_K})
 
 
-def replay_sweeps(bench: ReplayBench, settings: AblateSettings, advance: Callable[[str], None]) -> list[Sweep]:
-    """The sweep of every arm without adaptation at every concurrency; ``advance`` hears of each one."""
-    sweeps = []
-    for arm in settings.fixed_arms:
-        for concurrency in settings.concurrency:
-            advance(f"replay, best fixed k: {arm.name}, {concurrency} at once")
-            sweeps.append(bench.sweep(arm, concurrency))
-    return sweeps
-
-
 def replay_arms(bench: ReplayBench, settings: AblateSettings, chosen: Chosen, advance: Callable[[str], None]) -> list[Sample]:
     """Every arm at every concurrency; ``advance`` hears of each one."""
     samples = []
