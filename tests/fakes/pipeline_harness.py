@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from drafthouse.core.sampling_params import SamplingParams
 from drafthouse.pipeline.config import PipelineConfig
-from drafthouse.pipeline.contract import GenerationRequest
+from drafthouse.pipeline.contract import FinishReason, GenerationRequest
 from drafthouse.pipeline.loop import Pipeline, Services
 from drafthouse.pipeline.modes import Mode
 from drafthouse.pipeline.stats import RoundStats
@@ -139,3 +139,16 @@ def reference_text(request: GenerationRequest) -> str:
         return request.echo_text + _shown(ids)[: min(stops)[1]]
     shown = ids[:-1] if ended else ids
     return request.echo_text + b"".join(map(token_bytes, shown)).decode(errors="replace")
+
+
+def expect_reference(request: GenerationRequest, sink: FakeSink) -> None:
+    """The answer is the target's own: text, ids, one final chunk, and chunks that add up."""
+    assert sink.error is None, str(sink.error)
+    assert sink.num_finals == 1
+    assert sink.output_ids == reference_ids(request)
+    assert sink.text == reference_text(request)
+    assert sum(chunk.num_output_tokens for chunk in sink.chunks) == len(sink.output_ids)
+    ended_early = len(sink.output_ids) < request.max_tokens
+    assert sink.chunks[-1].finish_reason in ([FinishReason.STOP] if ended_early else [FinishReason.STOP, FinishReason.LENGTH])
+    if request.return_log_probs:
+        assert sum(len(chunk.log_probs) for chunk in sink.chunks) == len(sink.output_ids)

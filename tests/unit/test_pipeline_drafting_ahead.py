@@ -14,8 +14,8 @@ from drafthouse.pipeline.contract import GenerationRequest
 from drafthouse.pipeline.modes import Mode
 from drafthouse.routing.contract import RouteResult, RouteRow
 from fakes.pipeline_fusion import DRAFTERS, DraftCall, FakeFusion, FakeRouter
-from fakes.pipeline_harness import async_test, make_request, reference_ids, running
-from fakes.pipeline_sink import FakeSink, error_of
+from fakes.pipeline_harness import async_test, expect_reference, make_request, reference_ids, running
+from fakes.pipeline_sink import error_of
 
 AHEAD = PipelineConfig(overlap="on", adaptation="off", num_draft_tokens=4, target_retry_delay_ms=1)
 CHAIN = PipelineConfig(mode=Mode.PIPELINE_ONLY, num_draft_tokens=4)
@@ -28,11 +28,6 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def endless(*prompt: int, num_tokens: int = 60) -> GenerationRequest:
     return make_request(prompt, num_tokens, end_ids=(), stream=True)
-
-
-def expect_reference(request: GenerationRequest, sink: FakeSink) -> None:
-    assert sink.error is None, str(sink.error)
-    assert sink.output_ids == reference_ids(request)
 
 
 def is_ahead(call: DraftCall) -> bool:

@@ -11,26 +11,14 @@ import pytest
 from drafthouse.core.tree import DraftTree
 from drafthouse.engine.contract import EngineLimits, RowStatus, StepRow
 from drafthouse.pipeline.config import PipelineConfig
-from drafthouse.pipeline.contract import FinishReason, GenerationRequest
+from drafthouse.pipeline.contract import GenerationRequest
 from drafthouse.pipeline.modes import Mode, Overlap
 from drafthouse.scheduling.contract import S
 from drafthouse.scheduling.registry import POLICIES
-from fakes.pipeline_harness import WAYS, Rig, async_test, make_request, reference_ids, reference_text, running
+from fakes.pipeline_harness import WAYS, Rig, async_test, expect_reference, make_request, running
 from fakes.pipeline_model import END_ID, VOCAB_SIZE
 from fakes.pipeline_sink import FakeSink
 from fakes.pipeline_target import FakeTarget
-
-
-def expect_reference(request: GenerationRequest, sink: FakeSink) -> None:
-    assert sink.error is None, str(sink.error)
-    assert sink.num_finals == 1
-    assert sink.output_ids == reference_ids(request)
-    assert sink.text == reference_text(request)
-    assert sum(chunk.num_output_tokens for chunk in sink.chunks) == len(sink.output_ids)
-    ended_early = len(sink.output_ids) < request.max_tokens
-    assert sink.chunks[-1].finish_reason in ([FinishReason.STOP] if ended_early else [FinishReason.STOP, FinishReason.LENGTH])
-    if request.return_log_probs:
-        assert sum(len(chunk.log_probs) for chunk in sink.chunks) == len(sink.output_ids)
 
 
 def random_requests(rng: random.Random, count: int) -> list[GenerationRequest]:
