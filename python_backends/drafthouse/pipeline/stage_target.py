@@ -91,7 +91,7 @@ class PrefillStage:
 
     def _apply(self, chunk: _Chunk, answer: RowResult, stats: RoundStats) -> None:
         state = chunk.state
-        if not _was_computed(state, answer, int(chunk.is_last), self._config.max_stalled_rounds):
+        if not _was_computed(state, answer, int(chunk.is_last), self._config.max_stalled_rounds, stats):
             return
         stats.num_prefill_rows += 1
         stats.num_prefill_tokens += chunk.row.num_committed
@@ -124,7 +124,7 @@ class VerifyStage:
         others = self._routes.refresh(states)
         result = await beside(self._step(call, stats), others if beside_it is None else both(others, beside_it))
         for state, tree, answer in zip(states, trees, result.rows, strict=True):
-            if state.is_running and _was_computed(state, answer, 1 + len(tree), self._config.max_stalled_rounds):
+            if state.is_running and _was_computed(state, answer, 1 + len(tree), self._config.max_stalled_rounds, stats):
                 # Of the committed tokens only the last is computed: the others were drafts that the target has in its cache.
                 stats.num_verified_tokens += 1 + len(tree)
                 self._apply(state, tree, answer, stats)
@@ -190,14 +190,15 @@ def _verify_row(state: RequestState, tree: DraftTree) -> StepRow:
     return StepRow(state.request_uid, start, tokens, num_committed, parents, state.request.sampling)
 
 
-def _was_computed(state: RequestState, answer: RowResult, num_outputs: int, max_stalled_rounds: int) -> bool:
+def _was_computed(state: RequestState, answer: RowResult, num_outputs: int, max_stalled_rounds: int, stats: RoundStats) -> bool:
     """Note what the target holds now. False when the row has to be tried again, or never (`RequestState.error`)."""
     if answer.status is RowStatus.OK and len(answer.sampled) >= num_outputs and answer.cached_len > 0:
-        state.target_cached_len = min(answer.cached_len, state.num_tokens)
+        stats.num_recomputed_tokens += state.note_cached(min(answer.cached_len, state.num_tokens))
         state.num_stalled_rounds = 0
         return True
     if answer.status in (RowStatus.NEEDS_PREFILL, RowStatus.NO_SLOT):
         if answer.status is RowStatus.NEEDS_PREFILL:
+            stats.num_lost_caches += 1
             state.target_cached_len = min(answer.cached_len, state.num_tokens - 1)
         state.num_stalled_rounds += 1
         if state.num_stalled_rounds > max_stalled_rounds:

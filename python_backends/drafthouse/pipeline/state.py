@@ -49,6 +49,7 @@ class RequestState:
     request: GenerationRequest
     sink: ResponseSink  # sent to by emit, answered by the book
     sequence_no: int  # book, at submission
+    drafter_names: tuple[str, ...]  # [D], the repository's; book, at submission
     allowed: NDArray[np.bool_]  # [D], drafters this request may use; book, at submission
     tokens: NDArray[np.int32]  # [prompt_len + max_tokens], valid below num_tokens; commit
     num_tokens: int  # committed tokens, prompt included; commit
@@ -57,9 +58,14 @@ class RequestState:
     finish_reason: FinishReason | None = None  # commit; set = no more tokens
     error: DrafthouseError | None = None  # prefill and verify: why this request cannot go on
 
-    is_running: bool = False  # book: holds a slot
-    target_cached_len: int = 0  # prefill and verify, from the target's answers; 0 again when preempted
-    drafter_cached_len: NDArray[np.int32] = field(init=False)  # [D] hints; draft; 0 again when preempted
+    arrival_ns: int = 0  # turns, when the loop first sees it; the loop's clock
+    attained_ns: int = 0  # turns; wall time of the rounds it took part in
+    domain: str = ""  # turns, after each round: its best drafter's name; "" before the router's first answer
+    is_running: bool = False  # turns: takes part in rounds
+    holds_slot: bool = False  # turns: its caches are kept, running or preempted
+    target_cached_len: int = 0  # prefill and verify, from the target's answers; 0 again when evicted
+    most_cached_len: int = 0  # prefill and verify: the most that the target ever held; what lies below is computed again, not anew
+    drafter_cached_len: NDArray[np.int32] = field(init=False)  # [D] hints; draft; 0 again when evicted
     num_stalled_rounds: int = 0  # prefill and verify: rounds in a row without progress
 
     prompt_logprob: NDArray[np.float64] = field(init=False)  # [D], sum in nats; draft (intake)
@@ -127,6 +133,20 @@ class RequestState:
         """True when no token will be added any more."""
         return self.finish_reason is not None
 
+    @property
+    def best_drafter(self) -> str:
+        """The name of the drafter that suits it best; "" before the router's first answer."""
+        scored = np.where(np.isnan(self.scores), -1.0, self.scores)
+        best = int(scored.argmax()) if len(scored) else 0
+        return self.drafter_names[best] if len(scored) and scored[best] >= 0.0 else ""
+
+    def note_cached(self, cached_len: int) -> int:
+        """The target holds so many of the committed tokens now; returns how many of them it had held before and lost."""
+        num_again = max(min(cached_len, self.most_cached_len) - self.target_cached_len, 0)
+        self.target_cached_len = cached_len
+        self.most_cached_len = max(self.most_cached_len, cached_len)
+        return num_again
+
     def forget_caches(self) -> None:
         """The engines hold nothing of this request any more."""
         self.target_cached_len = 0
@@ -171,6 +191,7 @@ def new_state(
         request=request,
         sink=sink,
         sequence_no=sequence_no,
+        drafter_names=drafter_names,
         allowed=np.array([name in usable_drafters and name in wanted for name in drafter_names], np.bool_),
         tokens=tokens,
         num_tokens=len(request.prompt_ids),

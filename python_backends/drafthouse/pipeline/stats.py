@@ -18,6 +18,8 @@ class RoundStats:
     num_prefill_rows: int = 0
     num_prefill_tokens: int = 0
     num_prefill_emitted: int = 0  # tokens committed by prefill: one per prompt whose last chunk was computed
+    num_recomputed_tokens: int = 0  # of all tokens computed: those that the target had held before, until an eviction or a loss
+    num_lost_caches: int = 0  # rows whose cache the target did not have any more: it expired, or the engine was loaded anew
     prefill_wall_ns: int = 0
     prefill_session_ns: int = 0  # the target's; the drafters take in the prompt beside it
     draft_wall_ns: int = 0
