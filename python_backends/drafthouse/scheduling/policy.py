@@ -112,3 +112,31 @@ class Policy(Protocol):
     def queue_of(self, request: Schedulable) -> int:
         """The number of the policy's queue the request is in, 0 = the most urgent; 0 where a policy has a single one. For metrics."""
         ...
+
+
+class Estimates(Protocol):
+    """What a policy may ask about the future of a request: `scheduling.estimates.service.Estimator`, or a fake. O(1) each."""
+
+    def remaining_tokens(self, request: Schedulable) -> float:
+        """Expected further output tokens, at least 1."""
+        ...
+
+    def total_tokens(self, request: Schedulable) -> float:
+        """Expected output tokens, those generated included."""
+        ...
+
+    def remaining_ns(self, request: Schedulable) -> float:
+        """Expected further execution time alone, the computing of uncached tokens included."""
+        ...
+
+    def is_perceptible(self, request: Schedulable) -> bool:
+        """Whether its acceptance rate has become stable, so that `remaining_ns` rests on its own history (LAPS-SD)."""
+        ...
+
+    def round_ns(self) -> float:
+        """Expected time of one round, drafting and verification; positive. The unit in which policies measure service."""
+        ...
+
+    def prefill_ns(self, num_tokens: int) -> float:
+        """Expected time to compute ``num_tokens`` tokens of a prompt."""
+        ...
