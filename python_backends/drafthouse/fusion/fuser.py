@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drafthouse.fusion.contract import DraftCall, DrafterClient, DraftPlan, DraftResult
-from drafthouse.fusion.lane import DrafterLane, ReleaseLedger
-from drafthouse.fusion.pacing import Pace
+from drafthouse.fusion.lane import DrafterLane, Standing
 from drafthouse.fusion.row_draft import RowDraft
 
 
@@ -43,28 +42,23 @@ class CollaborativeFusion:
         self._drafters = tuple(drafters)
         self._max_step_tokens = tuple(max_step_tokens)
         self._options = options or FusionOptions()
-        self._ledgers = [ReleaseLedger() for _ in drafters]
-        self._paces = [Pace() for _ in drafters]
+        self._standings = [Standing() for _ in drafters]
 
     async def draft(self, call: DraftCall) -> DraftResult:
         """See `Fusion.draft`; releases reach every drafter, also those without work, before anything else."""
         rows = [RowDraft(row, self._max_step_tokens, call.plan) for row in call.rows]
         lanes = self._open_lanes(rows, call.plan)
-        for ledger in self._ledgers:
-            ledger.owe(call.release_uids)
+        for standing in self._standings:
+            standing.releases.add(*call.release_uids)
         # A drafter that did not answer last time must not delay others' work only to be told what is over.
-        idle = [
-            lane.release()
-            for lane, ledger in zip(lanes, self._ledgers, strict=True)
-            if call.release_uids and not lane.seats and not (rows and ledger.is_lost)
-        ]
+        idle = [lane.release() for lane in lanes if call.release_uids and not lane.seats and not (rows and lane.standing.is_lost)]
         session_ns = await _slowest([self._run(lanes, rows, call.plan.fuse_every or self._options.fuse_every), *idle])
         return DraftResult([row.result(len(lanes)) for row in rows], session_ns)
 
     def _open_lanes(self, rows: Sequence[RowDraft], plan: DraftPlan) -> list[DrafterLane]:
         lanes = [
-            DrafterLane(client, ledger, pace, limit, self._options.call_timeout_s, plan)
-            for client, ledger, pace, limit in zip(self._drafters, self._ledgers, self._paces, self._max_step_tokens, strict=True)
+            DrafterLane(client, standing, limit, self._options.call_timeout_s, plan)
+            for client, standing, limit in zip(self._drafters, self._standings, self._max_step_tokens, strict=True)
         ]
         for row in rows:
             for seat in row.seats:
@@ -91,7 +85,7 @@ class CollaborativeFusion:
                 return session_ns
             fuse_every = at_least
             if self._options.pace:
-                fuse_every = max(lane.pace.interval(at_least) for lane, _ in asked)
+                fuse_every = max(lane.standing.pace.interval(at_least) for lane, _ in asked)
             session_ns += await _slowest([lane.propose(seats, fuse_every) for lane, seats in asked])
             for row in rows:
                 row.extend()

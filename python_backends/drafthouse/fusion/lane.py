@@ -2,60 +2,32 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from drafthouse.core.clock import now_ns
 from drafthouse.engine.contract import EngineError, GrowthStop, RowResult, RowStatus, StepCall, StepResult
+from drafthouse.engine.releases import Releases
 from drafthouse.fusion.contract import DrafterClient, DraftPlan
 from drafthouse.fusion.pacing import Pace
 from drafthouse.fusion.row_draft import Seat
 
 
-class ReleaseLedger:
-    """Finished requests that one drafter has not confirmed to have forgotten, oldest first.
+@dataclass(slots=True)
+class Standing:
+    """What is known about one drafter from round to round."""
 
-    A release that was lost with a failed call is repeated with the next one, so that a slow drafter leaks no slot. An
-    engine holds far fewer requests than `CAPACITY`, so what is dropped at that length cannot still be held.
-    """
-
-    CAPACITY = 4096
-
-    def __init__(self) -> None:
-        self._uids: dict[int, None] = {}
-        self.is_lost = False  # the drafter did not answer the last call
-
-    def owe(self, uids: Sequence[int]) -> None:
-        """Remember to release these."""
-        self._uids.update(dict.fromkeys(uids))
-        for uid in list(self._uids)[: -self.CAPACITY]:
-            del self._uids[uid]
-
-    @property
-    def owed(self) -> tuple[int, ...]:
-        """Uids to send with the next call."""
-        return tuple(self._uids)
-
-    def settle(self, uids: Sequence[int]) -> None:
-        """The drafter has confirmed these."""
-        for uid in uids:
-            self._uids.pop(uid, None)
+    releases: Releases = field(default_factory=Releases)
+    pace: Pace = field(default_factory=Pace)
+    is_lost: bool = False  # it did not answer the last call
 
 
 class DrafterLane:
     """Makes one drafter's calls for all requests (``seats``) that it takes part in. Never raises for its fault."""
 
-    def __init__(
-        self,
-        client: DrafterClient,
-        ledger: ReleaseLedger,
-        pace: Pace,
-        max_step_tokens: int,
-        timeout_s: float,
-        plan: DraftPlan,
-    ) -> None:
+    def __init__(self, client: DrafterClient, standing: Standing, max_step_tokens: int, timeout_s: float, plan: DraftPlan) -> None:
         self.seats: list[Seat] = []
-        self.pace = pace
+        self.standing = standing
         self._client = client
-        self._ledger = ledger
         self._max_step_tokens = max_step_tokens
         self._timeout_s = timeout_s
         self._num_candidates = 1 + plan.num_siblings
@@ -109,7 +81,7 @@ class DrafterLane:
         call = StepCall(rows, num_steps, self._num_candidates, return_logprobs=False, stop=self._stop(seats))
         started_ns = now_ns()
         session_ns = await self._call(seats, call, lambda seat, answer: seat.accept(answer, num_steps))
-        self.pace.saw(now_ns() - started_ns, session_ns, num_steps)
+        self.standing.pace.saw(now_ns() - started_ns, session_ns, num_steps)
         return session_ns
 
     def _stop(self, seats: Sequence[Seat]) -> GrowthStop | None:
@@ -136,15 +108,16 @@ class DrafterLane:
             seat.num_scored += answer.num_scored
 
     async def _call(self, seats: Sequence[Seat], call: StepCall, on_ok: Callable[[Seat, RowResult], None]) -> int:
-        uids = self._ledger.owed
+        releases = self.standing.releases
+        carried = releases.owed()
         try:
             async with asyncio.timeout(self._timeout_s):
-                result = await self._client.step(call, uids)
+                result = await self._client.step(call, tuple(carried))
         except (EngineError, TimeoutError):
             self._drop_out()
             return 0
-        self._ledger.settle(uids)
-        self._ledger.is_lost = False
+        releases.settle(carried)
+        self.standing.is_lost = False
         if len(result.rows) != len(seats):
             self._drop_out()
             return result.session_ns
@@ -163,7 +136,7 @@ class DrafterLane:
         return result.session_ns
 
     def _drop_out(self) -> None:
-        self._ledger.is_lost = True
+        self.standing.is_lost = True
         for seat in self.seats:
             if seat in seat.row.active:
                 seat.leave(RowStatus.ABSENT)

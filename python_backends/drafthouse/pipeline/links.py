@@ -6,35 +6,11 @@ from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
 from drafthouse.engine.contract import EngineClient, EngineError, StepCall, StepResult
+from drafthouse.engine.releases import Releases
 from drafthouse.fusion.contract import DraftCall, DraftPlan, DraftResult, DraftRow, Fusion
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-MAX_PENDING_RELEASES = 100_000  # an engine that has been gone for so many requests has forgotten them anyway
-
-
-class Releases:
-    """Requests an engine may forget; they ride on the next call and stay noted until one has carried them."""
-
-    def __init__(self) -> None:
-        self._uids: dict[int, None] = {}
-
-    def __len__(self) -> int:
-        return len(self._uids)
-
-    def add(self, request_uid: int) -> None:
-        """Note one request."""
-        if len(self._uids) < MAX_PENDING_RELEASES:
-            self._uids[request_uid] = None
-
-    def pending(self) -> tuple[int, ...]:
-        """What the next call should carry."""
-        return tuple(self._uids)
-
-    def confirm(self, request_uids: Sequence[int]) -> None:
-        """A call carried these."""
-        for request_uid in request_uids:
-            self._uids.pop(request_uid, None)
 
 
 class TargetLink:
@@ -77,10 +53,10 @@ class TargetLink:
         return True
 
     async def _call(self, call: StepCall) -> StepResult:
-        released = self.releases.pending()
-        result = await self._client.step(call, released)
+        released = self.releases.owed()
+        result = await self._client.step(call, tuple(released))
         self.num_failures = 0
-        self.releases.confirm(released)
+        self.releases.settle(released)
         self.slots_free, self.slots_total = result.slots_free, result.slots_total
         return result
 
@@ -97,9 +73,9 @@ class FusionLink:
         """One draft round; None when there is none to be had."""
         if self._fusion is None:
             return None
-        released = self.releases.pending()
+        released = self.releases.owed()
         try:
-            result = await self._fusion.draft(DraftCall(rows, released, plan or DraftPlan()))
+            result = await self._fusion.draft(DraftCall(rows, tuple(released), plan or DraftPlan()))
         except Exception:
             if not self._is_failing:  # once per outage, not once per round
                 logger.exception("fusion fails; going on without drafts")
@@ -109,7 +85,7 @@ class FusionLink:
             logger.error("fusion answered %d rows of %d", len(result.rows), len(rows))
             return None
         self._is_failing = False
-        self.releases.confirm(released)
+        self.releases.settle(released)
         return result
 
     async def flush(self) -> bool:

@@ -111,7 +111,7 @@ class RemoteDrafter:
     def _owe(self, release_uids: Sequence[int]) -> None:
         for uid in release_uids:
             for node in self._homes.leave(uid) or self.nodes:  # of an unknown request any node may hold something
-                node.ledger.owe([uid])
+                node.releases.add(uid)
 
     def _tend(self, busy: Collection[RemoteNode] = ()) -> None:
         """Start what is due beside calls; ``busy`` nodes get a call now anyway. Returns at once."""
@@ -127,7 +127,7 @@ class RemoteDrafter:
             self._look_up = asyncio.ensure_future(self._find_nodes())
 
     def _is_needed(self, node: RemoteNode) -> bool:
-        return node.is_up and (bool(node.ledger.owed) or self._homes.is_used(node))
+        return node.is_up and (len(node.releases) > 0 or self._homes.is_used(node))
 
     async def _looked_up(self) -> None:
         """Waits for the first look-up to end."""

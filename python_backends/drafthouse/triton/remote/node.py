@@ -17,7 +17,7 @@ import tritonclient.grpc.aio as triton
 
 from drafthouse.core.clock import now_ns
 from drafthouse.engine.contract import EngineError, StepCall, StepResult
-from drafthouse.fusion.lane import ReleaseLedger
+from drafthouse.engine.releases import Releases
 from drafthouse.triton.codec.engine import pack_step, unpack_step_result
 from drafthouse.triton.codec.envelope import Envelope
 from drafthouse.triton.lease import Lease
@@ -64,7 +64,7 @@ class RemoteNode:
 
     def __init__(self, address: Address, contact: Contact) -> None:
         self.address = address
-        self.ledger = ReleaseLedger()  # requests this node may still hold
+        self.releases = Releases()  # requests this node may still hold
         self.is_up = False
         self.is_listed = True  # the configuration, or the DNS, still names it
         self.slots_free = 0
@@ -88,7 +88,7 @@ class RemoteNode:
             return
         if not self.is_up and now_ns() >= self._next_probe_ns:
             self._beside = asyncio.ensure_future(self._probe())
-        elif self.is_up and self.ledger.owed and not is_busy:
+        elif self.is_up and len(self.releases) > 0 and not is_busy:
             self._beside = asyncio.ensure_future(self._tell())
 
     async def status(self) -> StepResult:
@@ -130,9 +130,9 @@ class RemoteNode:
             await self.step(StepCall(()))
 
     async def _step(self, call: StepCall, timeout_s: float) -> StepResult:
-        released = self.ledger.owed
+        carried = self.releases.owed()
         try:
-            result = await self._exchange(call, released, timeout_s)
+            result = await self._exchange(call, tuple(carried), timeout_s)
             self._check(call, result)
         except asyncio.CancelledError as error:
             self._leave_out("given up")
@@ -143,7 +143,7 @@ class RemoteNode:
         except Exception as error:  # a node may answer anything, and only EngineError leaves
             self._leave_out(_reason(error))
             raise EngineError(f"{self}: {self.trouble}") from error
-        self.ledger.settle(released)
+        self.releases.settle(carried)
         self.slots_free, self.slots_total = result.slots_free, result.slots_total
         return result
 
