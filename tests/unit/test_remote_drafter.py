@@ -10,7 +10,7 @@ from drafthouse.engine.contract import EngineError, RowStatus, StepCall
 from drafthouse.triton.lease import Lease
 from drafthouse.triton.remote import drafter as drafter_module
 from drafthouse.triton.remote import homes as homes_module
-from drafthouse.triton.remote.endpoints import Endpoint
+from drafthouse.triton.remote.endpoints import Endpoint, parse_endpoints
 from drafthouse.triton.remote.homes import Homes
 from drafthouse.triton.remote.node import Contact
 from fakes.drafter_scripted import ScriptedDrafter, counts
@@ -128,6 +128,7 @@ async def test_a_wrong_secret_keeps_a_node_out_and_is_not_told() -> None:
 @async_test
 async def test_names_are_looked_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drafter_module, "RESOLVE_EVERY_S", 0.0)
+    monkeypatch.setattr(drafter_module, "RESOLVE_AGAIN_S", 0.0)
     node = FakeNode()
     answers: list[list[str] | OSError] = [["127.0.0.1"]]
 
@@ -144,7 +145,7 @@ async def test_names_are_looked_up_again(monkeypatch: pytest.MonkeyPatch) -> Non
         assert [row.status for row in (await drafter.step(asks(1))).rows] == [RowStatus.OK]
         answers.append(OSError("the DNS is away"))  # nobody is lost for that
         await drafter.step(asks(1))
-        await until(lambda: drafter._look_up_trouble != "", drafter)
+        await until(lambda: drafter._addresses.trouble != "", drafter)
         assert listed() == ["127.0.0.1"]
         answers.append(["127.0.0.9"])
         await until(lambda: listed() == ["127.0.0.9"], drafter)
@@ -164,6 +165,54 @@ async def test_a_name_that_means_nothing_yet_is_an_engine_error() -> None:
         for call in (asks(1), StepCall(())):
             with pytest.raises(EngineError, match="Name or service not known"):
                 await drafter.step(call)
+
+
+class SlowResolver:
+    """Answers with the loopback when it is let, and counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+        self.gate = asyncio.Event()
+
+    async def __call__(self, endpoint: Endpoint) -> list[str]:
+        """See `endpoints.Resolve`."""
+        self.num_asked += 1
+        await self.gate.wait()
+        return ["127.0.0.1"]
+
+
+@async_test
+async def test_a_resolver_that_hangs_holds_up_nobody_and_is_not_asked_again_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RESOLVE_EVERY_S", "RESOLVE_AGAIN_S"):
+        monkeypatch.setattr(drafter_module, name, 0.0)
+    monkeypatch.setattr(drafter_module, "RESOLVE_TIMEOUT_S", 0.02)
+    node, resolver = FakeNode(), SlowResolver()
+    async with serving(node), reaching(entries=(f"drafters.cluster:{node.port}",), resolver=resolver) as drafter:
+        for call in (asks(1), StepCall(())):
+            with pytest.raises(EngineError, match=r"drafters\.cluster: no answer within 0\.02 s"):
+                await drafter.step(call)
+        look_up = drafter._look_up
+        await until(lambda: drafter._look_up is not look_up, drafter)  # it is looked up again, but not asked twice
+        assert resolver.num_asked == 1
+        resolver.gate.set()  # what was asked first serves the look-up of now
+        await until(lambda: any(node.is_up for node in drafter.nodes), drafter)
+        assert (await drafter.step(asks(1))).rows[0].status == RowStatus.OK
+        resolver.gate.clear()
+        look_up = drafter._look_up
+        await until(lambda: drafter._addresses.trouble != "" and drafter._look_up is not look_up, drafter)
+        assert (await drafter.step(asks(1, 2))).rows[1].status == RowStatus.OK  # the last good address stays
+
+
+@async_test
+async def test_a_name_that_hangs_keeps_no_address_out() -> None:
+    node, resolver = FakeNode(), SlowResolver()
+    async with serving(node):
+        entries = (f"drafters.cluster:{node.port}", node.entry)
+        drafter = drafter_module.RemoteDrafter("code", parse_endpoints("remote.code", entries), CONTACT, resolver)
+        await drafter.start(0.1)  # ends by its own limit
+        await until(lambda: drafter.nodes[0].is_up, drafter)
+        assert (await drafter.step(asks(1))).rows[0].status == RowStatus.OK
+        await drafter.close()
 
 
 def test_between_rounds_the_loop_stands_still() -> None:

@@ -11,7 +11,7 @@ import pytest
 from drafthouse.core.environment import LEASE_VARIABLE, REMOTE_LEASE_VARIABLE
 from drafthouse.core.errors import ClientError
 from drafthouse.triton.parameters import Parameters
-from drafthouse.triton.remote.endpoints import Address, Endpoint, addresses_of, parse_endpoints, resolve
+from drafthouse.triton.remote.endpoints import Address, AddressBook, Endpoint, parse_endpoints, resolve
 from drafthouse.triton.remote.settings import KNOWN, RemoteSettings, TlsFiles, read_remote, remote_parameters
 
 OWN, OTHER = "0123456789abcdef", "fedcba9876543210"
@@ -126,10 +126,31 @@ def test_a_name_stands_for_all_its_addresses() -> None:
         return ["10.0.0.1", "fe80::2"] if endpoint.host == "drafters" else []
 
     endpoints = parse_endpoints("remote.code", ["drafters:8001", "10.0.0.1:8001", "10.0.0.1:9001"])
-    addresses = asyncio.run(addresses_of(endpoints, two))
+    book = AddressBook(endpoints, two)
+    assert [str(address) for address in book.addresses] == ["10.0.0.1:8001", "10.0.0.1:9001"]  # no name is needed for these
+    asyncio.run(book.look_up(5.0))
+    addresses = book.addresses
     assert [str(address) for address in addresses] == ["10.0.0.1:8001", "[fe80::2]:8001", "10.0.0.1:9001"]
     assert [address.target for address in addresses[:2]] == ["ipv4:10.0.0.1:8001", "ipv6:[fe80::2]:8001"]
     assert addresses[0] == Address("10.0.0.1", 8001, "drafters")
+
+
+def test_a_name_that_cannot_be_looked_up_keeps_its_addresses_and_harms_no_other() -> None:
+    known = {"one": ["10.0.0.1"], "two": ["10.0.0.2"]}
+
+    async def resolver(endpoint: Endpoint) -> list[str]:
+        if endpoint.host not in known:
+            raise OSError("Name or service not known")
+        return known[endpoint.host]
+
+    book = AddressBook(parse_endpoints("remote.code", ["one:1", "two:2"]), resolver)
+    asyncio.run(book.look_up(5.0))
+    assert (book.trouble, book.is_fixed) == ("", False)
+    known |= {"two": ["10.0.0.3"]}
+    del known["one"]
+    asyncio.run(book.look_up(5.0))
+    assert [str(address) for address in book.addresses] == ["10.0.0.1:1", "10.0.0.3:2"]
+    assert book.trouble == "one: Name or service not known"
 
 
 def test_the_real_resolver_knows_this_machine() -> None:

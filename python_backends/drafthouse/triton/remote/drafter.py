@@ -12,11 +12,13 @@ import numpy as np
 
 from drafthouse.core.clock import now_ns
 from drafthouse.engine.contract import EngineError, RowResult, RowStatus, StepCall, StepResult
-from drafthouse.triton.remote.endpoints import Address, Endpoint, Resolve, addresses_of, resolve
+from drafthouse.triton.remote.endpoints import Address, AddressBook, Endpoint, Resolve, resolve
 from drafthouse.triton.remote.homes import Homes
 from drafthouse.triton.remote.node import Contact, RemoteNode
 
 RESOLVE_EVERY_S = 10.0
+RESOLVE_AGAIN_S = 1.0  # after a look-up that failed
+RESOLVE_TIMEOUT_S = 5.0  # one look-up of all names
 
 _NOTHING = np.empty(0, np.int32), np.empty(0, np.float32), np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
 _ABSENT = RowResult(RowStatus.ABSENT, 0, *_NOTHING)
@@ -33,14 +35,13 @@ class RemoteDrafter:
     def __init__(self, name: str, endpoints: Sequence[Endpoint], contact: Contact, resolver: Resolve = resolve) -> None:
         self.nodes: list[RemoteNode] = []
         self._name = name
-        self._endpoints = endpoints
+        self._addresses = AddressBook(endpoints, resolver)
         self._contact = contact
-        self._resolver = resolver
         self._homes: Homes[RemoteNode] = Homes()
         self._look_up: asyncio.Task[None] | None = None
         self._next_look_up_ns = 0
-        self._look_up_trouble = ""
         self._closing: set[asyncio.Task[None]] = set()
+        self._list(self._addresses.addresses)
 
     @property
     def name(self) -> str:
@@ -51,6 +52,7 @@ class RemoteDrafter:
         """Find the nodes and ask each whether it is there, for no longer than this; never fails, for they may appear later."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
+                self._tend()
                 await self._looked_up()
                 self._tend()
                 await asyncio.gather(*(node.settled() for node in self.nodes))
@@ -59,6 +61,7 @@ class RemoteDrafter:
         """End all connections."""
         if self._look_up is not None:
             self._look_up.cancel()
+        self._addresses.close()
         await asyncio.gather(*(node.close() for node in self.nodes), *self._closing)
 
     async def step(self, call: StepCall, release_uids: Sequence[int] = ()) -> StepResult:
@@ -71,7 +74,9 @@ class RemoteDrafter:
         if release_uids:
             self._tend(busy=self.nodes)
             return await self._ask([node for node in self.nodes if node.is_up])
-        await self._looked_up()
+        if not self.nodes:
+            self._tend()
+            await self._looked_up()
         return await self._ask(self.nodes)
 
     def _placed(self, call: StepCall) -> dict[RemoteNode, list[int]]:
@@ -102,7 +107,7 @@ class RemoteDrafter:
     def _merged(self, rows: Sequence[RowResult], answers: Sequence[StepResult | BaseException]) -> StepResult:
         good = [answer for answer in answers if isinstance(answer, StepResult)]
         if not good:
-            troubles = [f"{node}: {node.trouble}" for node in self.nodes] or [self._look_up_trouble]
+            troubles = [f"{node}: {node.trouble}" for node in self.nodes] or [self._addresses.trouble]
             raise EngineError(f"{self._name}: no node answers ({'; '.join(troubles)})")
         up = [node for node in self.nodes if node.is_up]
         session_ns = max(answer.session_ns for answer in good)
@@ -123,30 +128,24 @@ class RemoteDrafter:
         for node in self.nodes:
             node.tend(is_busy=node in busy)
         is_due = self._look_up is None or (self._look_up.done() and now_ns() >= self._next_look_up_ns)
-        if is_due and not (self.nodes and all(endpoint.is_address for endpoint in self._endpoints)):
+        if is_due and not self._addresses.is_fixed:
             self._look_up = asyncio.ensure_future(self._find_nodes())
 
     def _is_needed(self, node: RemoteNode) -> bool:
         return node.is_up and (len(node.releases) > 0 or self._homes.is_used(node))
 
     async def _looked_up(self) -> None:
-        """Waits for the first look-up to end."""
-        if not self.nodes:
-            self._tend()
-            if self._look_up is not None:
-                await asyncio.wait([self._look_up])
+        """Waits for the look-up under way to end."""
+        if self._look_up is not None:
+            await asyncio.wait([self._look_up])
 
     async def _find_nodes(self) -> None:
-        try:
-            addresses = await addresses_of(self._endpoints, self._resolver)
-        except OSError as error:
-            if str(error) != self._look_up_trouble:
-                logging.getLogger(__name__).warning("the nodes of %s cannot be looked up: %s", self._name, error)
-            self._look_up_trouble = str(error)  # whoever was found before stays
-        else:
-            self._look_up_trouble = ""
-            self._list(addresses)
-        self._next_look_up_ns = now_ns() + int(RESOLVE_EVERY_S * 1e9)
+        before = self._addresses.trouble
+        await self._addresses.look_up(RESOLVE_TIMEOUT_S)
+        if self._addresses.trouble not in ("", before):
+            logging.getLogger(__name__).warning("nodes of %s cannot be looked up: %s", self._name, self._addresses.trouble)
+        self._list(self._addresses.addresses)
+        self._next_look_up_ns = now_ns() + int((RESOLVE_AGAIN_S if self._addresses.trouble else RESOLVE_EVERY_S) * 1e9)
 
     def _list(self, addresses: Sequence[Address]) -> None:
         """A node that is no longer named keeps the requests it holds, and gets no new ones."""

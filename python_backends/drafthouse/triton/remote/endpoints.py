@@ -76,11 +76,58 @@ async def resolve(endpoint: Endpoint) -> Sequence[str]:
     return sorted({str(address[0]) for *_, address in found})
 
 
-async def addresses_of(endpoints: Sequence[Endpoint], resolver: Resolve = resolve) -> list[Address]:
-    """Every address behind the endpoints, each once. Raises OSError when a name cannot be resolved."""
-    addresses: dict[str, Address] = {}
-    for endpoint in endpoints:
-        for ip in [endpoint.host] if endpoint.is_address else await resolver(endpoint):
-            address = Address(ip, endpoint.port, endpoint.host)
-            addresses.setdefault(str(address), address)
-    return list(addresses.values())
+class AddressBook:
+    """The addresses behind a drafter's endpoints, as far as they are known: a name that cannot be looked up keeps its last ones.
+
+    A resolver that hangs holds a thread until it gives up by itself, so a name is never asked for twice at a time: what comes too
+    late for one look-up is the answer to the next.
+    """
+
+    def __init__(self, endpoints: Sequence[Endpoint], resolver: Resolve = resolve) -> None:
+        self._endpoints = tuple(endpoints)
+        self._resolver = resolver
+        self._known: dict[Endpoint, Sequence[str]] = {endpoint: [endpoint.host] for endpoint in endpoints if endpoint.is_address}
+        self._asked: dict[Endpoint, asyncio.Future[Sequence[str]]] = {}
+        self.trouble = ""  # why the last look-up of a name failed; empty when all went well
+
+    @property
+    def is_fixed(self) -> bool:
+        """Addresses only: there is nothing to look up."""
+        return all(endpoint.is_address for endpoint in self._endpoints)
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Every address that is known, each once."""
+        found: dict[str, Address] = {}
+        for endpoint in self._endpoints:
+            for ip in self._known.get(endpoint, ()):
+                address = Address(ip, endpoint.port, endpoint.host)
+                found.setdefault(str(address), address)
+        return list(found.values())
+
+    async def look_up(self, timeout_s: float) -> None:
+        """Ask for every name, all at once and for no longer than ``timeout_s``. Never fails: see ``trouble``."""
+        names = [endpoint for endpoint in self._endpoints if not endpoint.is_address]
+        for endpoint in names:
+            if endpoint not in self._asked:
+                self._asked[endpoint] = asyncio.ensure_future(self._resolver(endpoint))
+        if names:
+            await asyncio.wait([self._asked[endpoint] for endpoint in names], timeout=timeout_s)
+        troubles = [self._note(endpoint, timeout_s) for endpoint in names]
+        self.trouble = "; ".join(trouble for trouble in troubles if trouble)
+
+    def close(self) -> None:
+        """Wait for nobody any more."""
+        for asked in self._asked.values():
+            asked.cancel()
+
+    def _note(self, endpoint: Endpoint, timeout_s: float) -> str:
+        """Take in what was found for one name; returns what went wrong."""
+        if not self._asked[endpoint].done():
+            return f"{endpoint.host}: no answer within {timeout_s:g} s"
+        asked = self._asked.pop(endpoint)
+        try:
+            self._known[endpoint] = asked.result()
+        except (OSError, UnicodeError) as error:  # the latter: a label too long for the DNS
+            return f"{endpoint.host}: {error}"
+        return ""
