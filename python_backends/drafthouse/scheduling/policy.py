@@ -133,10 +133,12 @@ class Estimates(Protocol):
         """Whether its acceptance rate has become stable, so that `remaining_ns` rests on its own history (LAPS-SD)."""
         ...
 
+    @property
     def round_ns(self) -> float:
         """Expected time of one round, drafting and verification; positive. The unit in which policies measure service."""
         ...
 
-    def prefill_ns(self, num_tokens: int) -> float:
-        """Expected time to compute ``num_tokens`` tokens of a prompt."""
+    @property
+    def prefill_token_ns(self) -> float:
+        """Expected time per token of a prefill."""
         ...

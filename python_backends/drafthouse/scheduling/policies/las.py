@@ -41,5 +41,5 @@ class LeastAttainedService:
 
     def queue_of(self, request: Schedulable) -> int:
         """Level 0: up to one round's time of service; then a level per fraction of a doubling."""
-        rounds = request.attained_ns / self._estimates.round_ns()
+        rounds = request.attained_ns / self._estimates.round_ns
         return 0 if rounds <= 1 else ceil(self._options.levels_per_doubling * log2(rounds))

@@ -5,6 +5,9 @@ from collections.abc import Callable
 from drafthouse.core.errors import unsupported
 from drafthouse.scheduling.policies.fcfs import FirstComeFirstServed
 from drafthouse.scheduling.policies.las import LeastAttainedService
+from drafthouse.scheduling.policies.mlfq import SkipJoinMlfq
+from drafthouse.scheduling.policies.sjf import ShortestJobFirst
+from drafthouse.scheduling.policies.srpt_limited import LimitedSrpt
 from drafthouse.scheduling.policy import Estimates, Policy
 
 Factory = Callable[[Estimates], Policy]
@@ -38,3 +41,6 @@ class PolicyRegistry:
 POLICIES = PolicyRegistry()
 POLICIES.register(FirstComeFirstServed.name, lambda estimator: FirstComeFirstServed())
 POLICIES.register(LeastAttainedService.name, LeastAttainedService)
+POLICIES.register(SkipJoinMlfq.name, SkipJoinMlfq)
+POLICIES.register(ShortestJobFirst.name, ShortestJobFirst)
+POLICIES.register(LimitedSrpt.name, LimitedSrpt)
