@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from drafthouse.core.sampling_params import SamplingParams
-from drafthouse.engine.contract import GrowthStop, RowStatus, StepCall, StepRow
+from drafthouse.engine.contract import GrowthStop, RowStatus, StepCall, StepResult, StepRow
 from drafthouse.engine.engine import ModelEngine
+from drafthouse.engine.runner import empty_result
+from drafthouse.engine.slots import LEASE_S
+from drafthouse.fusion.fuser import FusionOptions
 from drafthouse.pipeline.config import Mode, PipelineConfig
+from drafthouse.pipeline.loop import Pipeline
 from drafthouse_load.ablate.replayed import pipeline_config
 from drafthouse_load.replay.engine import ReplayEngine
 from drafthouse_load.replay.models import ReplayModels
 from drafthouse_load.replay.outputs import Answer, Context, ReferenceText, TargetOutputs, stand_in
-from drafthouse_load.replay.run import ReplayError, ReplayResult, run_replay
+from drafthouse_load.replay.result import ReplayResult
+from drafthouse_load.replay.run import ReplayError, run_replay
 from fakes.replay_repository import DRAFTER_MS, HOP, PROMPTS, TARGET_MS, build_replay_repository, made_up_costs, made_up_profile
 
 MAX_TOKENS = 30
@@ -217,6 +224,62 @@ class _Astray(TargetOutputs):
 
     def answer(self, text: ReferenceText, context: Context, num_steps: int) -> Answer:
         return Answer((1 + (super().answer(text, context, num_steps).ids[0] + 1) % 80,), (1.0,))
+
+
+class _Mute(ReplayEngine):
+    """An engine that lost every request, and says so for ever."""
+
+    def step(self, call: StepCall) -> StepResult:
+        return replace(super().step(call), rows=[empty_result(RowStatus.NEEDS_PREFILL, 0) for _ in call.rows])
+
+
+def test_a_replay_in_which_nothing_is_written_any_more_ends(
+    models: ReplayModels, texts: list[ReferenceText], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drafthouse_load.replay.run.ReplayEngine", _Mute)
+    monkeypatch.setattr("drafthouse_load.replay.run.STALLED_AFTER_S", 0.5)
+    settings = replace(config(models, "target_only"), max_stalled_rounds=10**9)
+    with pytest.raises(ReplayError, match=r"nothing was written for 0\.5 s of virtual time; 2 requests run, 0 wait"):
+        run_replay(made_up_profile(), models, texts, settings, concurrency=2)
+
+
+def test_a_pipeline_that_ends_ends_the_replay(models: ReplayModels, texts: list[ReferenceText], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(pipeline: Pipeline) -> None:
+        await asyncio.sleep(1.0)
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(Pipeline, "run", fails)
+    with pytest.raises(ReplayError, match=r"the pipeline ended: ZeroDivisionError\('a bug'\); 0 requests run, 1 wait"):
+        play(models, texts[:1], "target_only")
+
+
+def test_a_call_times_out_in_virtual_time(models: ReplayModels, texts: list[ReferenceText]) -> None:
+    """A drafter whose calls take 3 s is given up after the configured second, and the replay itself takes no seconds."""
+    profile = made_up_profile()
+    profile = replace(profile, engines={**profile.engines, "twin": made_up_costs(3_000.0)})
+    settings = config(models, "vanilla", single_drafter="twin")
+    result = run_replay(profile, models, texts[:1], settings, FusionOptions(call_timeout_s=1.0))
+    assert result.sums.num_drafted == 0
+    assert 1.0 < result.wall_s < 10.0
+    patient = run_replay(profile, models, texts[:1], settings, FusionOptions(call_timeout_s=1e6))
+    assert patient.sums.num_drafted > 0
+    assert patient.wall_s > 10.0
+
+
+def test_a_slot_is_taken_back_by_the_replays_own_clock(models: ReplayModels, texts: list[ReferenceText]) -> None:
+    now_s = 0.0
+    model = models.drafters["stranger"]
+    held = dict.fromkeys(range(9), texts[0])
+    engine = ReplayEngine(model.shape, made_up_costs(1.0), models.outputs("stranger"), held, lambda: now_s)
+    head = texts[0].tokens[:2]
+
+    def statuses(*uids: int) -> list[RowStatus]:
+        return [row.status for row in engine.step(StepCall([StepRow(uid, 0, head, 2) for uid in uids], 0)).rows]
+
+    assert statuses(0, 1, 2, 3) == [RowStatus.OK] * 4
+    assert statuses(4) == [RowStatus.NO_SLOT]
+    now_s = LEASE_S + 1
+    assert statuses(3, 4, 5) == [RowStatus.OK] * 3
 
 
 def test_a_drafter_costs_what_it_is_asked(models: ReplayModels, texts: list[ReferenceText]) -> None:

@@ -58,6 +58,16 @@ def test_waiting_for_what_cannot_happen_is_an_error() -> None:
         run_virtual(main())
 
 
+def test_a_task_that_never_waits_is_an_error() -> None:
+    async def spin() -> None:
+        await asyncio.sleep(2)
+        while True:
+            await asyncio.sleep(0)
+
+    with pytest.raises(DeadlockError, match=r"the clock stands at 2\.0+ s"):
+        run_virtual(spin())
+
+
 def test_a_wake_up_from_the_loops_own_thread_is_not_lost() -> None:
     async def main() -> None:
         event = asyncio.Event()

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from drafthouse_load.ablate.measure import Block
 from drafthouse_load.records import round_times
-from drafthouse_load.replay.run import ReplayResult
+from drafthouse_load.replay.result import ReplayResult
 from drafthouse_load.stats import Counters
 
 _RESAMPLES = 2000

@@ -11,7 +11,8 @@ from drafthouse_load.prompts import DomainPrompt
 from drafthouse_load.replay.costs import StageProfile
 from drafthouse_load.replay.models import ReplayModels, read_parameters
 from drafthouse_load.replay.record import HopPoint
-from drafthouse_load.replay.run import ReplayResult, run_replay
+from drafthouse_load.replay.result import ReplayResult
+from drafthouse_load.replay.run import run_replay
 
 _NS_PER_MS = 1e6
 _NOT_OF_THE_PIPELINE = ("drafters", "target_timeout_ms", "draft_timeout_ms")  # read by the `cosine` model itself

@@ -1,6 +1,6 @@
 """An engine that answers from recordings: the real one's rows, slots, padding and network calls, at recorded costs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,13 +26,21 @@ class EngineShape:
 class ReplayEngine:
     """An `Engine` for greedy requests for texts that are known: ``texts`` by request uid."""
 
-    def __init__(self, shape: EngineShape, costs: EngineCosts, outputs: Outputs, texts: Mapping[int, ReferenceText]) -> None:
+    def __init__(
+        self,
+        shape: EngineShape,
+        costs: EngineCosts,
+        outputs: Outputs,
+        texts: Mapping[int, ReferenceText],
+        clock: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """``clock``: virtual seconds, by which a slot that nobody names is taken back; the default never does."""
         self._shape = shape
         self._costs = costs
         self._outputs = outputs
         self._texts = texts
         self._checker = RowChecker(shape.limits, has_vocabulary=False)
-        self._slots = SlotTable(shape.limits.slots, shape.context_len)
+        self._slots = SlotTable(shape.limits.slots, shape.context_len, clock)
         self._call_costs = costs.call_costs(MIN_STEP_TOKENS, shape.limits.max_step_tokens, shape.limits.slots)
         self.busy_s = 0.0  # of the last call: session and the engine's work around it
 

@@ -2,8 +2,8 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,87 +22,14 @@ from drafthouse_load.replay.costs import StageProfile, check_covers
 from drafthouse_load.replay.engine import ReplayEngine
 from drafthouse_load.replay.models import TARGET, ReplayModels
 from drafthouse_load.replay.outputs import ReferenceText, TargetOutputs
+from drafthouse_load.replay.result import ReplayRecord, ReplayResult
 from drafthouse_load.replay.virtual_time import BusyMeter, VirtualCore, run_virtual
+
+STALLED_AFTER_S = 60.0  # of virtual time without a token: far longer than any stage takes
 
 
 class ReplayError(RuntimeError):
-    """A request failed, or its text is not the target's: the pipeline, or the replay, is wrong."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReplayRecord:
-    """One request, in seconds of virtual time since the replay began."""
-
-    prompt_index: int
-    arrival_s: float
-    first_token_s: float
-    end_s: float
-    num_output_tokens: int
-
-    @property
-    def latency_s(self) -> float:
-        """From sending to the last token."""
-        return self.end_s - self.arrival_s
-
-
-@dataclass(frozen=True)
-class ReplayResult:
-    """What a replay did; the definitions are those of docs/metrics.md."""
-
-    records: tuple[ReplayRecord, ...]  # in the order of the prompts
-    wall_s: float
-    target_busy_s: float
-    drafters_busy_s: float  # at least one drafter was
-    both_busy_s: float
-    sums: RoundStats  # over all rounds
-    rounds: tuple[RoundStats, ...] = field(repr=False)
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Output tokens over the wall clock."""
-        return sum(record.num_output_tokens for record in self.records) / self.wall_s
-
-    @property
-    def latencies_ms(self) -> list[float]:
-        """By prompt."""
-        return [1e3 * record.latency_s for record in self.records]
-
-    @property
-    def accepted_len_mean(self) -> float:
-        """Tokens per request and verification, with the bonus token."""
-        return self.sums.num_verified_emitted / self.sums.num_verified_rows if self.sums.num_verified_rows else 0.0
-
-    @property
-    def verify_idle_share(self) -> float:
-        """Share of the wall clock in which the target's core is free."""
-        return 1.0 - self.target_busy_s / self.wall_s
-
-    @property
-    def draft_idle_share(self) -> float:
-        """Share of the wall clock in which no drafter's core is in use."""
-        return 1.0 - self.drafters_busy_s / self.wall_s
-
-    @property
-    def num_verifications(self) -> int:
-        """Rounds in which at least one request was verified."""
-        return sum(1 for stats in self.rounds if stats.num_verified_rows)
-
-    @property
-    def overlap_share(self) -> float:
-        """Share of the wall clock in which the target's core and at least one drafter's are in use."""
-        return self.both_busy_s / self.wall_s
-
-    def figures(self) -> dict[str, float]:
-        """The figures of a report's row."""
-        latencies = self.latencies_ms
-        return {
-            "tokens_per_s": self.tokens_per_s,
-            "latency_ms_mean": float(np.mean(latencies)),
-            "latency_ms_p95": float(np.percentile(latencies, 95)),
-            "accepted_len_mean": self.accepted_len_mean,
-            "verify_idle_share": self.verify_idle_share,
-            "draft_idle_share": self.draft_idle_share,
-        }
+    """A request failed or stands still, or its text is not the target's: the pipeline, or the replay, is wrong."""
 
 
 def run_replay(
@@ -128,7 +55,8 @@ def run_replay(
         num_warmup: of the first texts, served before the clock starts; so many at once, too.
 
     Raises:
-        ReplayError: a request failed or got another text, or a stand-in could not answer.
+        ReplayError: a request failed or got another text, nothing was written any more, or a stand-in could not answer.
+        DeadlockError: time stands still.
         ClientError: the profile lacks a model.
     """
     check_covers(profile, models.drafter_names)
@@ -141,13 +69,15 @@ class _Sink:
 
     cancelled = False
 
-    def __init__(self) -> None:
+    def __init__(self, wrote: Callable[[], None]) -> None:
+        self._wrote = wrote
         self.ids: list[int] = []
         self.first_token_s: float | None = None
         self.error: DrafthouseError | None = None
         self.done = asyncio.Event()
 
     def send(self, chunk: OutputChunk) -> None:
+        self._wrote()
         self.ids += chunk.output_ids
         if self.first_token_s is None:
             self.first_token_s = asyncio.get_running_loop().time()
@@ -190,23 +120,46 @@ class _Run:
         self._rounds: list[RoundStats] = []
         self._meters = _Meters(BusyMeter(), BusyMeter(), BusyMeter())
         self._faults = Faults()
+        self._written_s = 0.0  # when something was written last
 
     async def play(self, texts: Sequence[ReferenceText], concurrency: int, num_warmup: int) -> ReplayResult:
         """All requests, on the running virtual loop."""
-        loop = asyncio.get_running_loop()
         pipeline = Pipeline(self._config, self._services())
         self._rehearse(pipeline)
         serving = asyncio.ensure_future(pipeline.run())
+        measuring = asyncio.ensure_future(self._measure(pipeline, texts, concurrency, num_warmup))
+        standing_still = asyncio.ensure_future(self._stand_still())
+        await asyncio.wait((serving, measuring, standing_still), return_when=asyncio.FIRST_COMPLETED)
+        standing_still.cancel()
+        if not measuring.done():
+            what, books = f"nothing was written for {STALLED_AFTER_S:g} s of virtual time", pipeline.snapshot()
+            if serving.done():
+                what = f"the pipeline ended: {serving.exception()!r}"
+            raise ReplayError(f"{what}; {books.num_running} requests run, {books.num_waiting} wait")
+        result = measuring.result()
+        pipeline.stop()
+        await serving
+        if self._faults.seen:
+            raise ReplayError(f"{len(self._faults.seen)} calls failed; the first: {self._faults.seen[0]!r}") from self._faults.seen[0]
+        return result
+
+    def _wrote(self) -> None:
+        self._written_s = asyncio.get_running_loop().time()
+
+    async def _stand_still(self) -> None:
+        """Returns when nothing was written for too long."""
+        loop = asyncio.get_running_loop()
+        while (left_s := self._written_s + STALLED_AFTER_S - loop.time()) > 0:
+            await asyncio.sleep(left_s)
+
+    async def _measure(self, pipeline: Pipeline, texts: Sequence[ReferenceText], concurrency: int, num_warmup: int) -> ReplayResult:
+        loop = asyncio.get_running_loop()
         await self._serve(pipeline, texts[:num_warmup], concurrency)
         began_s, busy_s, first_round = loop.time(), self._meters.read_s(), len(self._rounds)
         records = await self._serve(pipeline, texts, concurrency)
         wall_s = loop.time() - began_s
         target_s, drafters_s, both_s = (self._meters.read_s() - busy_s).tolist()
         rounds = tuple(self._rounds[first_round:])
-        pipeline.stop()
-        await serving
-        if self._faults.seen:
-            raise ReplayError(f"{len(self._faults.seen)} calls failed; the first: {self._faults.seen[0]!r}") from self._faults.seen[0]
         sums = RoundStats()
         for stats in rounds:
             sums.add(stats)
@@ -241,7 +194,7 @@ class _Run:
         self._texts[request_uid] = text
         sampling = SamplingParams(end_ids=self._models.tokenizer.eos_ids, min_end_position=text.prompt_len)
         prompt_ids = tuple(text.tokens[: text.prompt_len].tolist())
-        sink, arrival_s = _Sink(), loop.time()
+        sink, arrival_s = _Sink(self._wrote), loop.time()
         pipeline.submit(GenerationRequest(request_uid, prompt_ids, text.max_tokens, sampling, 0, stream=True), sink)
         await sink.done.wait()
         if sink.error is not None or tuple(sink.ids) != text.output_ids:
@@ -251,12 +204,13 @@ class _Run:
 
     def _services(self) -> Services:
         models, hops, engines, meters = self._models, self._profile.hops, self._profile.engines, self._meters
-        target = ReplayEngine(models.target.shape, engines[TARGET], TargetOutputs(), self._texts)
+        clock = asyncio.get_running_loop().time
+        target = ReplayEngine(models.target.shape, engines[TARGET], TargetOutputs(), self._texts, clock)
         fanout = CallerWork(VirtualCore(), hops.fanout)
         drafters = [
             EngineProcess(
                 name,
-                ReplayEngine(model.shape, engines[name], models.outputs(name), self._texts),
+                ReplayEngine(model.shape, engines[name], models.outputs(name), self._texts, clock),
                 VirtualCore(meters.drafters, meters.any),
                 hops.drafter,
                 fanout,

@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+MAX_TURNS = 200_000  # of the loop while its clock stands: a replay's busiest moment takes a few hundred
 
 
 class DeadlockError(RuntimeError):
-    """Every task waits for something that no timer will bring about."""
+    """Every task waits for something that no timer will bring about, or some task keeps the clock from moving."""
 
 
 class _Clock:
@@ -26,6 +27,7 @@ class _JumpingSelector(selectors.DefaultSelector):
     def __init__(self, clock: _Clock) -> None:
         super().__init__()
         self._clock = clock
+        self._num_turns = 0  # since the clock last moved
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Nothing, at once; the loop's own wake-up pipe is all that could ever be ready, and it is asked only where no timer is left."""
@@ -34,6 +36,10 @@ class _JumpingSelector(selectors.DefaultSelector):
             if not ready:
                 raise DeadlockError("every task waits and no timer is set")
             return ready
+        self._num_turns = 0 if timeout > 0 else self._num_turns + 1
+        if self._num_turns > MAX_TURNS:
+            self._num_turns = 0  # what the loop has to do to end is not counted
+            raise DeadlockError(f"the clock stands at {self._clock.now_s:.6f} s and some task never waits")
         self._clock.now_s += timeout
         return []
 
