@@ -32,6 +32,7 @@ COMMANDS = (
     SubCommand("generate", "complete a prompt on a running server", "drafthouse_client.generate"),
     SubCommand("demo", "serve the demo models and compare speculation on and off", "drafthouse_client.demo"),
     SubCommand("bench", "measure a running or freshly started server", "drafthouse_load.bench"),
+    SubCommand("simulate", "compare scheduling policies in virtual time", "drafthouse_load.simulate.command"),
 )
 
 # Packages of an extra, so that a missing one is answered with the command that installs it.

@@ -1,0 +1,186 @@
+"""The discrete-event simulation of one server: virtual time, one event per round, the server's own queue, policy and estimates."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drafthouse.scheduling.estimates.service import Estimator
+from drafthouse.scheduling.policy import Policy
+from drafthouse.scheduling.ready_queue import ReadyQueue
+from drafthouse_load.simulate.costs import RoundCosts
+from drafthouse_load.simulate.request import SimulatedRequest
+from drafthouse_load.simulate.workload import Workload
+
+PROGRESS_EVERY = 1000  # finished requests
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerShape:
+    """What the simulated server is."""
+
+    batch: int  # rows of a round
+    slots: int  # caches kept at a time, >= batch
+    starvation_limit_ns: int
+    max_tokens: int  # of every request: a cap, not a prediction
+
+
+@dataclass
+class Outcome:
+    """What happened, by request in order of arrival [n], and in sum."""
+
+    arrival_ns: Ints
+    first_token_ns: Ints
+    finish_ns: Ints
+    attained_ns: Ints
+    preemptions: int = 0
+    evictions: int = 0
+    recomputed_tokens: int = 0
+    rounds: int = 0
+    rows: int = 0
+    busy_ns: int = 0
+    finished: list[int] = field(default_factory=list)  # in order of their ends
+
+    @property
+    def makespan_ns(self) -> int:
+        """From the start to the last end."""
+        return int(self.finish_ns.max())
+
+
+class Simulation:
+    """One run of one policy. Rounds are never interrupted; between two of them the queue chooses anew, as in the server.
+
+    In a round those who lack a cache are prefilled, one after the other, then all draft and are verified together.
+    """
+
+    def __init__(self, workload: Workload, costs: RoundCosts, policy: Policy, estimator: Estimator, shape: ServerShape) -> None:
+        """Nothing of the arguments but ``policy`` and ``estimator``, which learn, is changed."""
+        self._workload, self._costs, self._estimator, self._shape = workload, costs, estimator, shape
+        self._queue = ReadyQueue[SimulatedRequest](policy, shape.starvation_limit_ns)
+        self._running: list[SimulatedRequest] = []
+        self._holders: dict[int, SimulatedRequest] = {}  # of a slot, by request_uid
+        self._now_ns = 0
+        self._arrivals = [*workload.arrival_ns.tolist()]
+        self._num_arrived = 0
+        drafts = workload.num_draft_tokens
+        rows = range(shape.batch + 1)
+        self._draft_ns = [costs.draft_ns(count, drafts) if count else 0 for count in rows]
+        self._verify_ns = [costs.verify_ns(count, count * (1 + drafts)) if count else 0 for count in rows]
+        empty = np.zeros(len(workload), np.int64)
+        self._outcome = Outcome(workload.arrival_ns, empty, empty.copy(), empty.copy())
+
+    def run(self, advance: Callable[[int], None]) -> Outcome:
+        """Serve every request. ``advance`` is told of every `PROGRESS_EVERY` that have finished."""
+        finished, reported = self._outcome.finished, 0
+        while len(finished) < len(self._workload):
+            self._admit()
+            self._switch(self._queue.select(self._shape.batch, self._now_ns))
+            self._round()
+            if len(finished) - reported >= PROGRESS_EVERY:
+                advance(len(finished) - reported)
+                reported = len(finished)
+        advance(len(finished) - reported)
+        return self._outcome
+
+    def _admit(self) -> None:
+        """Take in who has arrived by now; with nobody there, sleep until somebody does."""
+        arrivals, at = self._arrivals, self._num_arrived
+        if not self._queue:
+            self._now_ns = max(self._now_ns, arrivals[at])
+        while at < len(arrivals) and arrivals[at] <= self._now_ns:
+            request = SimulatedRequest(at, self._workload, self._shape.max_tokens)
+            self._estimator.saw_arrival(request)
+            self._queue.add(request, self._now_ns)
+            at += 1
+        self._num_arrived = at
+
+    def _switch(self, chosen: list[SimulatedRequest]) -> None:
+        """Preempt and start, and give slots to those who need one."""
+        if chosen == self._running:
+            return
+        going = {request.request_uid for request in chosen}
+        for request in self._running:
+            if request.request_uid not in going:
+                request.is_running = False
+                self._outcome.preemptions += 1
+        num_lacking = sum(not request.holds_slot for request in chosen)
+        self._evict(len(self._holders) + num_lacking - self._shape.slots, going)
+        for request in chosen:
+            request.is_running = request.holds_slot = True
+            self._holders[request.request_uid] = request
+        self._running = chosen
+
+    def _evict(self, num_slots: int, going: set[int]) -> None:
+        """Take the caches of those to whom they are worth least."""
+        if num_slots <= 0:
+            return
+        losers = self._queue.least_valuable(request for uid, request in self._holders.items() if uid not in going)[:num_slots]
+        for request in losers:
+            request.holds_slot = False
+            request.lost_cache = True
+            request.num_uncached = request.prompt_len + request.num_output_tokens
+            del self._holders[request.request_uid]
+            self._queue.rerank(request)
+        self._outcome.evictions += len(losers)
+
+    def _round(self) -> None:
+        """Prefill, draft, verify, commit."""
+        running, outcome = self._running, self._outcome
+        start_ns = self._now_ns
+        for request in running:
+            if request.num_uncached > 1:
+                self._prefill(request)
+        verified = [request for request in running if request.next_round < request.end_round]
+        if verified:
+            draft_ns, verify_ns = self._draft_ns[len(verified)], self._verify_ns[len(verified)]
+            self._now_ns += draft_ns + verify_ns
+            for request in verified:
+                self._commit(request, draft_ns, verify_ns)
+        outcome.rounds += 1
+        outcome.rows += len(running)
+        outcome.busy_ns += self._now_ns - start_ns
+        self._running = [request for request in running if not self._leaves(request)]
+
+    def _prefill(self, request: SimulatedRequest) -> None:
+        """All tokens that its cache lacks; the first time, that brings its first token."""
+        num_tokens = request.num_uncached
+        prefill_ns = self._costs.prefill_ns(num_tokens)
+        self._now_ns += prefill_ns
+        request.attained_ns += prefill_ns
+        request.num_uncached = 1
+        self._estimator.saw_prefill(num_tokens, prefill_ns)
+        if request.lost_cache:
+            self._outcome.recomputed_tokens += num_tokens
+        if not request.num_output_tokens:
+            request.num_output_tokens = 1
+            request.first_token_ns = self._now_ns
+
+    def _commit(self, request: SimulatedRequest, draft_ns: int, verify_ns: int) -> None:
+        """What its verification brought."""
+        num_drafted, num_accepted = self._workload.num_draft_tokens, self._workload.accepted[request.next_round]
+        request.next_round += 1
+        request.num_verifications += 1
+        request.num_drafted += num_drafted
+        request.num_accepted += num_accepted
+        request.attained_ns += draft_ns + verify_ns
+        request.num_output_tokens = min(request.num_output_tokens + num_accepted + 1, request.output_len)
+        self._estimator.saw_round(request, num_drafted, num_accepted, draft_ns, verify_ns)
+
+    def _leaves(self, request: SimulatedRequest) -> bool:
+        """Whether it is finished; if not, it is ranked anew."""
+        if request.next_round < request.end_round:
+            self._queue.update(request, self._now_ns)
+            return False
+        index, outcome = request.request_uid, self._outcome
+        self._queue.remove(request)
+        del self._holders[index]
+        request.is_running = request.holds_slot = False
+        self._estimator.saw_end(request, True)
+        outcome.first_token_ns[index] = request.first_token_ns
+        outcome.finish_ns[index] = self._now_ns
+        outcome.attained_ns[index] = request.attained_ns
+        outcome.finished.append(index)
+        return True

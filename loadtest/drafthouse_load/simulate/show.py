@@ -1,0 +1,60 @@
+"""The report of `drafthouse simulate` for people: a table and a chart."""
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from drafthouse_load.simulate.figures import PolicyFigures
+
+_CDF_POINTS = 512
+# Heading, entry, format.
+_COLUMNS = (
+    ("mean", "latency_mean", ".1f"),
+    ("p50", "latency_p50", ".1f"),
+    ("p95", "latency_p95", ".0f"),
+    ("p99", "latency_p99", ".0f"),
+    ("TTFT", "ttft_mean", ".1f"),
+    ("slowd. p99", "slowdown_p99", ".0f"),
+    ("preempted", "preemptions", ",d"),
+    ("recomp.", "recomputed_tokens", ",d"),
+    ("est. err", "estimation_error", ".1%"),
+)
+
+
+def policy_table(rows: Sequence[Mapping[str, Any]], unit: str, title: str) -> Table:
+    """A row per policy."""
+    table = Table(title=title, caption=f"latencies in {unit}", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("policy", no_wrap=True)
+    for heading, _, _ in _COLUMNS:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row["name"], *("" if row[entry] is None else format(row[entry], form) for _, entry, form in _COLUMNS))
+    return table
+
+
+def write_simulate_plot(rows: Sequence[PolicyFigures], loads: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Distributions of latency, and with ``loads`` mean latency against load; needs matplotlib (`require_plotting`)."""
+    figure = import_module("matplotlib.figure").Figure(figsize=(12 if loads else 7, 4.5), layout="constrained")
+    panels = figure.subplots(1, 2 if loads else 1, squeeze=False)[0]
+    shares = np.linspace(0.0, 1.0, _CDF_POINTS)
+    for row in rows:
+        panels[0].plot(np.quantile(row.latency, shares), shares, label=row.name)
+    panels[0].set(xscale="log", xlabel=f"latency in {rows[0].unit}", ylabel="share of requests", title="latency")
+    panels[0].legend()
+    if loads:
+        _loads(panels[1], loads, rows[0].unit)
+    for panel in panels:
+        panel.grid(alpha=0.3)
+    figure.savefig(file, dpi=150)
+
+
+def _loads(axes: Any, loads: Sequence[Mapping[str, Any]], unit: str) -> None:  # noqa: ANN401 - matplotlib is an extra
+    at = [entry["load"] for entry in loads]
+    for index, row in enumerate(loads[0]["policies"]):
+        axes.plot(at, [entry["policies"][index]["latency_mean"] for entry in loads], marker="o", markersize=3, label=row["name"])
+    axes.set(yscale="log", xlabel="offered load", ylabel=f"mean latency in {unit}", title="mean latency")
