@@ -118,6 +118,7 @@ class ReplayEngine:
     def _choose_grown(self, growth: Growth, work: "_Work", num_steps: int) -> None:
         task = growth.task
         text, contexts = self._texts[task.row.request_uid], work.contexts[task.index]
+        growth.keep()
         growth.expect(len(work.sampled))
         for node, token in zip(growth.nodes, map(int, growth.tokens), strict=True):
             contexts.append(text.after(contexts[growth.parents[node - task.num_draft - 1]], token))

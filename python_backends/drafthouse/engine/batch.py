@@ -246,6 +246,7 @@ class InputWriter:
     def write(self, step: BoundStep, run: NetworkCall[PartT]) -> None:
         """Inputs of a run. Nobody else may write into ``step`` while the same run is written again and again."""
         if self._laid_out[0] is not step or self._laid_out[1] is not run:
+            self._laid_out = None, None
             self._lay_out(step, run)
             self._laid_out = step, run
         token_ids: list[int] = []

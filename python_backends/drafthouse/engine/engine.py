@@ -64,6 +64,14 @@ class ModelEngine:
     def step(self, call: StepCall) -> StepResult:
         """Runs every row of ``call``; see the contract. A runtime failure is an ERROR of the rows that shared the network call."""
         self._runner.session_ns = 0
+        try:
+            return self._result(self._answers(call))
+        except Exception:
+            # Nobody knows how far it got: nothing that is still held counts as computed, and every caller is asked to send it again.
+            self._slots.forget_all()
+            raise
+
+    def _answers(self, call: StepCall) -> list[RowResult]:
         answers: dict[int, RowResult] = {}
         tasks: list[Task] = []
         seen: set[int] = set()
@@ -77,7 +85,7 @@ class ModelEngine:
             self._window.fit(tasks)
             for task, answer in zip(tasks, self._runner.run(tasks, call, self.costs), strict=True):
                 answers[task.index] = answer
-        return self._result([answers[index] for index in range(len(call.rows))])
+        return [answers[index] for index in range(len(call.rows))]
 
     def release(self, request_uids: Sequence[int]) -> None:
         """Frees the slots of these requests; unknown ones are ignored."""

@@ -75,16 +75,20 @@ class Growth:
             leaf.place = place
 
     def feed(self, sampled: Sequence[int], probs: Sequence[float], stop: GrowthStop | None) -> bool:
-        """Takes the samples as new nodes below their leaves, and records them as drafts; returns whether a leaf stopped growing."""
+        """Takes the samples as new nodes below their leaves, to be computed next; returns whether a leaf stopped growing."""
         before = len(self._leaves)
         if stop is not None:
             self._leaves = [leaf for leaf in self._leaves if self._goes_on(leaf, sampled[leaf.place], probs[leaf.place], stop)]
         self.start = self.task.base + len(self._depth) - 1
         self.token_ids = [sampled[leaf.place] for leaf in self._leaves]
-        for leaf, token in zip(self._leaves, self.token_ids, strict=True):
-            self.task.entry.extend_draft(token, leaf.node - 1)
+        for leaf in self._leaves:
             self._add_below(leaf)
         return len(self._leaves) < before
+
+    def keep(self) -> None:
+        """What was fed last has been computed: the cache holds it as drafts."""
+        for token, parent in zip(self.token_ids, self.parents[len(self.parents) - self.num_new :], strict=True):
+            self.task.entry.extend_draft(token, parent - 1)
 
     def _goes_on(self, leaf: _Leaf, token: int, prob: float, stop: GrowthStop) -> bool:
         leaf.chance *= stop.chance(prob)

@@ -98,8 +98,9 @@ class Runner:
         alive = list(growths)
         runs: list[NetworkCall[Growth]] = []
         for _ in range(work.call.num_steps - 1):
+            alive = [growth for growth in alive if growth.task.index not in work.failed]
             has_stopped = [growth.feed(work.sampled, work.probs, work.call.stop) for growth in alive]
-            alive = [growth for growth in alive if growth.num_new and growth.task.index not in work.failed]
+            alive = [growth for growth in alive if growth.num_new]
             if not alive:
                 return
             if any(has_stopped) or not runs or work.failed:
@@ -114,6 +115,8 @@ class Runner:
         step = self._execute(run, tasks, work)
         if step is None:
             return
+        for growth in growths:
+            growth.keep()
         first = len(work.owners)
         nodes = [growth.nodes for growth in growths]
         self._choose(step.logits[: sum(map(len, nodes))], tasks, [growth.sample_positions() for growth in growths], nodes, work)
@@ -130,12 +133,19 @@ class Runner:
         try:
             step.run()
         except EngineError as error:
-            for task in tasks:
-                task.entry.forget_drafts()
-                work.failed[task.index] = _failed(task, "session", str(error))
+            self._drop(run, tasks)
+            work.failed |= {task.index: _failed(task, "session", str(error)) for task in tasks}
             return None
         self.session_ns += time.perf_counter_ns() - begin
         return step
+
+    def _drop(self, run: NetworkCall[PartT], tasks: Sequence[Task]) -> None:
+        """Forgets what a call that broke off may have written: everything behind the committed tokens, and where idle slots ran along."""
+        for task in tasks:
+            task.entry.forget_drafts()
+            self._session.clear_slot(task.slot, task.entry.committed_len)
+        for slot, cache_row in run.idle.items():
+            self._session.clear_slot(slot, cache_row)
 
     def _output_positions(self, task: Task) -> IntArray:
         """Absolute positions of the tokens that are chosen at the row's output nodes."""

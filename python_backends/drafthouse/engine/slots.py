@@ -166,6 +166,11 @@ class SlotTable:
                 del self._by_slot[entry.slot]
                 heapq.heappush(self._free, entry.slot)
 
+    def forget_all(self) -> None:
+        """No slot holds anything of use any more; requests keep theirs."""
+        for entry in self._entries.values():
+            entry.forget_all()
+
     def _evict_expired(self) -> bool:
         """Frees the slot of the request that was not named for longest, if that is long enough."""
         oldest = min(self._entries, key=lambda uid: self._entries[uid].last_used_s)
