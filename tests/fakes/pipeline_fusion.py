@@ -30,6 +30,7 @@ class FakeFusion:
         self.held: list[dict[int, list[int]]] = [{} for _ in range(num_drafters)]
         self.calls: list[DraftCall] = []
         self.failing = False
+        self.slots: int | None = None  # of each drafter; None = enough
         self.alive = [True] * num_drafters
         self.edit_tree: Callable[[DraftTree], DraftTree] = lambda tree: tree
         self.is_right: Callable[[Sequence[int], int, DraftRow], bool] = usually_right
@@ -66,6 +67,9 @@ class FakeFusion:
         workers: list[int] = []
         for drafter in np.flatnonzero(row.weights > 0).tolist():
             if not self.alive[drafter]:
+                continue
+            if self.slots is not None and row.request_uid not in self.held[drafter] and len(self.held[drafter]) >= self.slots:
+                status[drafter] = RowStatus.NO_SLOT
                 continue
             held = self.held[drafter].get(row.request_uid, [])
             if row.prefix_len > len(held):

@@ -16,7 +16,7 @@ from drafthouse.engine.contract import EngineLimits
 from drafthouse.pipeline.config import PipelineConfig
 from drafthouse.pipeline.contract import GenerationRequest
 from drafthouse.pipeline.fields import INPUT_NAMES
-from drafthouse.pipeline.frontdoor import FrontDoorContext, parse_request
+from drafthouse.pipeline.frontdoor import MAX_PRIORITY, FrontDoorContext, parse_request
 from drafthouse.pipeline.modes import Mode
 from drafthouse.pipeline.tokenizer import FileTokenizer
 from drafthouse.sampling.vocabulary import byte_level_alphabet
@@ -124,8 +124,9 @@ def test_end_id_minus_one_never_ends_the_text() -> None:
     assert parse(text_input="x", end_id=-1).sampling.end_ids == ()
 
 
-def test_priority_reaches_a_policy_that_uses_it() -> None:
-    assert parse(context(uses_priority=True), text_input="x", request_priority=7).priority == 7
+def test_priorities_are_numbers_from_0() -> None:
+    assert [parse(text_input="x", request_priority=priority).priority for priority in (0, 7, MAX_PRIORITY)] == [0, 7, MAX_PRIORITY]
+    assert parse(text_input="x").priority == 0
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 100.0])
@@ -178,7 +179,8 @@ BAD: list[tuple[dict[str, object], str]] = [
     ({"num_draft_tokens": 17}, "field=num_draft_tokens value=17"),
     ({"drafters": ["maths"]}, "INVALID_ARG field=drafters value='maths' allowed=code, math (mode cosine)"),
     ({"deadline_ms": 0}, "field=deadline_ms value=0 allowed=1 to"),
-    ({"request_priority": 3}, "UNSUPPORTED field=request_priority value=3 allowed=0 (policy fcfs"),
+    ({"request_priority": -1}, "field=request_priority value=-1 allowed=0 to 1000000"),
+    ({"request_priority": MAX_PRIORITY + 1}, "field=request_priority value=1000001 allowed=0 to 1000000"),
     ({"repetition_penalty": 1.1}, "UNSUPPORTED field=repetition_penalty"),
     ({"frequency_penalty": 0.5}, "UNSUPPORTED field=frequency_penalty value=0.5 allowed=0.0 (no effect)"),
     ({"presence_penalty": float("nan")}, "UNSUPPORTED field=presence_penalty value=nan"),

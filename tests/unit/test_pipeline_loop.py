@@ -8,13 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from drafthouse.core.errors import ClientError, ErrorCode
-from drafthouse.pipeline import book, loop, stage_draft, stage_route, stage_target
+from drafthouse.core.errors import ClientError
+from drafthouse.pipeline import book, loop, stage_draft, stage_route, stage_target, turns
 from drafthouse.pipeline.config import PipelineConfig
 from drafthouse.pipeline.modes import Mode
-from drafthouse.scheduling.contract import Policy, Schedulable
-from drafthouse.scheduling.fcfs import FirstComeFirstServed
-from drafthouse.scheduling.registry import POLICIES, PolicyRegistry
 from fakes.pipeline_fusion import DRAFTERS
 from fakes.pipeline_harness import async_test, make_request, running
 from fakes.pipeline_model import next_token
@@ -23,7 +20,7 @@ IN_TURN = PipelineConfig(overlap="off", adaptation="off", tetris="off")  # one d
 
 
 def test_the_main_loop_and_every_function_are_short() -> None:
-    for module in (loop, book, stage_draft, stage_route, stage_target):
+    for module in (loop, book, turns, stage_draft, stage_route, stage_target):
         source = inspect.getsource(module)
         assert len(source.splitlines()) <= 300
         for node in ast.walk(ast.parse(source)):
@@ -143,6 +140,9 @@ def test_configuration_is_parsed_strictly() -> None:
         ({"max_num_draft_tokens": "65"}, "max_num_draft_tokens", "at most 64"),
         ({"default_deadline_ms": "0"}, "default_deadline_ms", "at least 1"),
         ({"policy": "fifo"}, "policy", "fcfs"),
+        ({"length_predictor": "oracle"}, "length_predictor", "histogram"),
+        ({"max_batch": "-1"}, "max_batch", "at least 0"),
+        ({"starvation_limit_ms": "0"}, "starvation_limit_ms", "at least 1"),
     ],
 )
 def test_configuration_refuses(parameters: dict[str, str], field: str, named: str) -> None:
@@ -162,49 +162,6 @@ def test_collaborators_are_all_drafters_or_those_named() -> None:
 def test_a_single_drafter_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ClientError, match=r"field=single_drafter value='tao' allowed=one of code, math"):
         PipelineConfig(mode=Mode.VANILLA, single_drafter="tao").usable_drafters(DRAFTERS)
-
-
-def test_policy_names_are_unique_and_unknown_ones_are_answered_with_the_known() -> None:
-    registry = PolicyRegistry()
-    registry.register("a", FirstComeFirstServed)
-    registry.register("b", FirstComeFirstServed)
-    with pytest.raises(ValueError, match="twice"):
-        registry.register("a", FirstComeFirstServed)
-    with pytest.raises(ClientError, match="allowed=one of a, b") as caught:
-        registry.create("c")
-    assert caught.value.code is ErrorCode.UNSUPPORTED
-
-
-class _Candidate:
-    """Figures about one request, as a policy sees them."""
-
-    def __init__(self, sequence_no: int, is_running: bool) -> None:
-        self.request_uid = 100 - sequence_no
-        self.sequence_no = sequence_no
-        self.priority = sequence_no % 3
-        self.prompt_len = 5
-        self.num_output_tokens = 7 - sequence_no % 7
-        self.max_tokens = 20
-        self.num_verifications = sequence_no
-        self.num_accepted = 1
-        self.is_running = is_running
-
-
-@pytest.mark.parametrize("name", [name for name in POLICIES.names if not name.startswith("test-")])
-@pytest.mark.parametrize("capacity", [1, 3, 8, 20])
-def test_every_policy_keeps_the_contract(name: str, capacity: int) -> None:
-    policy: Policy = POLICIES.create(name)
-    candidates: list[Schedulable] = [_Candidate(number, is_running=number < 3) for number in (4, 1, 7, 0, 3, 9, 2)]
-    chosen = policy.select(candidates, capacity)
-    assert policy.name == name
-    assert len(chosen) == min(capacity, len(candidates)) == len({candidate.request_uid for candidate in chosen})
-    assert all(candidate in candidates for candidate in chosen)
-    assert policy.select([], capacity) == []
-
-
-def test_fcfs_keeps_the_running_and_admits_the_oldest() -> None:
-    candidates = [_Candidate(number, is_running=number < 3) for number in (4, 1, 7, 0, 3, 9, 2)]
-    assert [candidate.sequence_no for candidate in FirstComeFirstServed().select(candidates, 5)] == [0, 1, 2, 3, 4]
 
 
 @async_test

@@ -13,8 +13,8 @@ from drafthouse.engine.contract import EngineLimits, RowStatus, StepRow
 from drafthouse.pipeline.config import PipelineConfig
 from drafthouse.pipeline.contract import GenerationRequest
 from drafthouse.pipeline.modes import Mode, Overlap
-from drafthouse.scheduling.contract import S
-from drafthouse.scheduling.registry import POLICIES
+from drafthouse.scheduling.policies.registry import POLICIES
+from drafthouse.scheduling.policy import Rank, Schedulable
 from fakes.pipeline_harness import WAYS, Rig, async_test, expect_reference, make_request, running
 from fakes.pipeline_model import END_ID, VOCAB_SIZE
 from fakes.pipeline_sink import FakeSink
@@ -172,32 +172,33 @@ async def test_a_cache_that_shrinks_at_random_costs_rounds_and_no_text(overlap: 
             expect_reference(request, sink)
 
 
-class _MostRecentFirst:
-    """A policy that preempts at every arrival, and at every turn of the clock."""
+class _FewestTokensFirst:
+    """A policy that preempts at every arrival and after every round."""
 
-    name = "test-most-recent-first"
-    uses_priority = False
+    name = "test-fewest-tokens-first"
 
-    def __init__(self) -> None:
-        self._turn = 0
+    def rank(self, request: Schedulable) -> Rank:
+        return request.num_output_tokens, -request.sequence_no
 
-    def select(self, candidates: Sequence[S], capacity: int) -> list[S]:
-        self._turn += 1
-        ordered = sorted(candidates, key=lambda candidate: -candidate.sequence_no)
-        shift = self._turn // 5 % len(ordered) if ordered else 0
-        return (ordered[shift:] + ordered[:shift])[:capacity]
+    def may_preempt(self, challenger: Rank, running: Rank) -> bool:
+        return True
+
+    def queue_of(self, request: Schedulable) -> int:
+        return request.num_output_tokens // 10
 
 
 @pytest.mark.parametrize("overlap", ["on", "off"])
 @async_test
 async def test_preemption_changes_no_text(overlap: str) -> None:
-    if _MostRecentFirst.name not in POLICIES.names:
-        POLICIES.register(_MostRecentFirst.name, _MostRecentFirst)
-    async with running(PipelineConfig(policy=_MostRecentFirst.name, slots=2, overlap=overlap)) as rig:
+    if _FewestTokensFirst.name not in POLICIES.names:
+        POLICIES.register(_FewestTokensFirst.name, lambda estimator: _FewestTokensFirst())
+    async with running(PipelineConfig(policy=_FewestTokensFirst.name, slots=2, overlap=overlap)) as rig:
         requests = [make_request([item] * 40, 40, end_ids=(), stream=True) for item in range(1, 7)]
         for request, sink in zip(requests, await rig.generate(*requests), strict=True):
             expect_reference(request, sink)
-        assert rig.pipeline.snapshot().num_preempted > 5
+        figures = rig.pipeline.snapshot().scheduling
+        assert figures.num_preemptions > 5
+        assert figures.num_evictions > 5
 
 
 def _broken_trees() -> list[DraftTree]:

@@ -1,4 +1,4 @@
-"""Who waits, who runs, who was answered: every request in exactly one place, and every one answered exactly once."""
+"""Who was taken in and who was answered: every request in exactly one place, and every one answered exactly once."""
 
 import itertools
 import logging
@@ -11,20 +11,18 @@ from drafthouse.core.errors import DrafthouseError, ErrorCode, ServerError
 from drafthouse.pipeline.commit import emit
 from drafthouse.pipeline.contract import GenerationRequest, ResponseSink
 from drafthouse.pipeline.state import RequestState
-from drafthouse.scheduling.contract import Policy
+from drafthouse.pipeline.turns import Turns
 
 logger = logging.getLogger(__name__)
 
 
 class Book:
-    """Admission, selection and farewell of requests. `submit` may be called from any thread, the rest from the loop's."""
+    """Arrival and farewell of requests; `Turns` tells who runs. `submit` may be called from any thread, the rest from the loop's."""
 
-    def __init__(self, policy: Policy, max_active: int, max_queue_size: int, release: Callable[[int], None]) -> None:
-        """``release`` is told each request that has to be forgotten by the engines."""
-        self._policy = policy
-        self._max_active = max_active
-        self._max_open = max_active + max_queue_size
-        self._release = release
+    def __init__(self, turns: Turns, max_queue_size: int) -> None:
+        """``max_queue_size``: open requests beside those that have a slot."""
+        self._turns = turns
+        self._max_open = turns.num_slots + max_queue_size
         self._lock = threading.Lock()  # guards the next five
         self._inbox: deque[RequestState] = deque()
         self._num_open = 0
@@ -32,10 +30,8 @@ class Book:
         self._num_failed: Counter[str] = Counter()
         self._closed = False
         self._sequence = itertools.count()
-        self._waiting: dict[int, RequestState] = {}  # by sequence_no
-        self._running: dict[int, RequestState] = {}  # by sequence_no
+        self._open: dict[int, RequestState] = {}  # by sequence_no
         self.num_finished = 0
-        self.num_preempted = 0
 
     def submit(
         self,
@@ -66,43 +62,38 @@ class Book:
         return None
 
     def next_batch(self) -> list[RequestState]:
-        """Answer those who left or ran out of time, then let the policy choose who runs."""
-        self.sweep()
-        candidates = self.open_requests()
-        chosen = self._policy.select(candidates, self._max_active)
-        chosen_numbers = {state.sequence_no for state in chosen}
-        if not min(len(candidates), 1) <= len(chosen) == len(chosen_numbers) <= self._max_active:
-            raise RuntimeError(f"policy {self._policy.name} chose {len(chosen)} of {len(candidates)} requests for {self._max_active} slots")
-        for state in [state for number, state in self._running.items() if number not in chosen_numbers]:
-            self._preempt(state)
-        for state in chosen:
-            if not state.is_running:
-                self._running[state.sequence_no] = self._waiting.pop(state.sequence_no)
-                state.is_running = True
+        """Let the policy choose who runs, and answer those of them who left or ran out of time."""
+        self._open_inbox()
+        self._answer_the_late(self._turns.running)
+        chosen = self._turns.next()
+        while self._answer_the_late(chosen):
+            chosen = self._turns.next()
+        self._turns.begin(chosen)
         return chosen
 
     def sweep(self) -> None:
-        """Answer those whose client has gone or whose time is up, waiting or running.
+        """Answer those whose client has gone or whose time is up, whether they wait, run or were preempted.
 
-        May also be called while a round is under way (`RequestState.is_running` turns false): an engine that hangs
-        must not make anybody miss a deadline.
+        To be called every now and then. May also be called while a round is under way (`RequestState.is_running` turns false): an
+        engine that hangs must not make anybody miss a deadline.
         """
         self._open_inbox()
+        self._answer_the_late(self.open_requests())
+
+    def _answer_the_late(self, states: Iterable[RequestState]) -> bool:
+        """True when there were any."""
         now_ns = time.monotonic_ns()
-        for state in self.open_requests():
+        any_late = False
+        for state in states:
             if state.sink.cancelled:
                 self.fail(state, ServerError(ErrorCode.CANCELLED, "request", "the client has gone"))
             elif state.request.deadline_ns is not None and now_ns >= state.request.deadline_ns:
                 progress = f"{state.num_output_tokens} of at most {state.max_tokens} tokens"
                 self.fail(state, ServerError(ErrorCode.DEADLINE_EXCEEDED, "deadline_ms", progress, "a later deadline"))
-
-    def _preempt(self, state: RequestState) -> None:
-        del self._running[state.sequence_no]
-        state.is_running = False
-        state.forget_caches()
-        self._waiting[state.sequence_no] = state
-        self._release(state.request_uid)
-        self.num_preempted += 1
+            else:
+                continue
+            any_late = True
+        return any_late
 
     def settle(self, states: Iterable[RequestState]) -> None:
         """Send what is due; answer and let go of those that are finished or cannot go on."""
@@ -127,11 +118,8 @@ class Book:
         _log_summary(state, str(error))
 
     def _forget(self, state: RequestState) -> None:
-        if self._running.pop(state.sequence_no, None) is None:
-            del self._waiting[state.sequence_no]
-        elif state.first_scheduled_time_ns:
-            self._release(state.request_uid)
-        state.is_running = False
+        del self._open[state.sequence_no]
+        self._turns.remove(state)
         with self._lock:
             self._num_open -= 1
 
@@ -146,11 +134,12 @@ class Book:
     def _open_inbox(self) -> None:
         while self._inbox:
             state = self._inbox.popleft()
-            self._waiting[state.sequence_no] = state
+            self._open[state.sequence_no] = state
+            self._turns.add(state)
 
     def open_requests(self) -> list[RequestState]:
-        """Running, then waiting."""
-        return [*self._running.values(), *self._waiting.values()]
+        """Everybody who has not been answered, in the order of arrival."""
+        return list(self._open.values())
 
     @property
     def num_failed(self) -> dict[str, int]:
@@ -161,28 +150,24 @@ class Book:
     @property
     def num_waiting(self) -> int:
         """Requests without a slot."""
-        return len(self._waiting) + len(self._inbox)
+        return self._turns.num_waiting + len(self._inbox)
 
     @property
     def num_running(self) -> int:
-        """Requests with a slot."""
-        return len(self._running)
+        """Requests that take part in rounds."""
+        return self._turns.num_running
 
     def violations(self) -> list[str]:
         """What does not add up; empty when the books balance."""
         with self._lock:
             num_open, num_submitted, num_inbox = self._num_open, self._num_submitted, len(self._inbox)
             num_failed = sum(self._num_failed.values())
-        num_listed = len(self._running) + len(self._waiting) + num_inbox
-        num_answered = self.num_finished + num_failed
+        num_listed, num_answered = len(self._open) + num_inbox, self.num_finished + num_failed
         checks = {
             f"{num_open} open requests, {num_listed} listed": num_open == num_listed,
             f"{num_submitted} submitted, {num_answered} answered, {num_open} open": num_submitted == num_answered + num_open,
-            f"{len(self._running)} running, {self._max_active} allowed": len(self._running) <= self._max_active,
-            "a finished request holds a slot": not any(state.finished for state in self._running.values()),
-            "a request runs and waits": not self._running.keys() & self._waiting.keys(),
         }
-        return [message for message, holds in checks.items() if not holds]
+        return [message for message, holds in checks.items() if not holds] + self._turns.violations(len(self._open))
 
 
 def _log_summary(state: RequestState, outcome: str) -> None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from drafthouse.core.errors import invalid
 from drafthouse.pipeline.modes import MODES, Mode, Overlap, Switches, Trees
-from drafthouse.scheduling.registry import POLICIES
+from drafthouse.scheduling.estimates.registry import LENGTH_PREDICTORS
+from drafthouse.scheduling.policies.registry import POLICIES
 
 MAX_SIBLINGS = 7  # an engine returns at most a few candidates per node
 MAX_DRAFT_TOKENS_LIMIT = 64  # beyond this no draft pays, and a tree would not fit a step call
@@ -30,15 +31,18 @@ class PipelineConfig:
     tetris: str = BY_MODE
     max_verified_tokens: int = 0  # of one verification over all requests, with adaptation; 0 = no limit
     rehearsal: str = "off"  # on: when first idle, see what the stages take (two seconds on a laptop), for adaptation
-    policy: str = "fcfs"  # see drafthouse.scheduling.registry
+    policy: str = "fcfs"  # see drafthouse.scheduling.policies.registry
+    length_predictor: str = "histogram"  # for policies that ask how long a text will be; see drafthouse.scheduling.estimates.registry
+    starvation_limit_ms: int = 30_000  # whoever took part in no round for so long goes before everybody else
     num_draft_tokens: int = 5  # draft tokens per round without adaptation; with it, what it begins with. 0 = only for requests that ask
     max_num_draft_tokens: int = 16  # the most a request may ask for, and that adaptation goes up to
     num_siblings: int = 1  # candidates beside a drafter's own token that become branches; 0 = none. Chains only where weights are int8
     max_drafters: int = 2  # of one request at a time, in mode cosine
     max_tree_nodes: int = 24  # of one request's draft
     route_every: int = 4  # verified rounds of a request from one decision of the router to the next
-    slots: int = 0  # requests that run at the same time; 0 = as many as the target has slots
-    max_queue_size: int = 64  # requests that may wait beside the running ones
+    slots: int = 0  # requests that keep their caches at the same time; 0 = as many as the target has slots
+    max_batch: int = 0  # requests that take part in one round; 0 = as many as there are slots
+    max_queue_size: int = 64  # requests that may wait beside as many as there are slots
     default_max_tokens: int = 128  # when the request does not say; clipped to the context
     default_deadline_ms: int = 120_000  # bounds what an unnoticed disconnect can cost
     max_prefill_tokens: int = 512  # prompt tokens per round over all requests: what a decode round waits for at most
@@ -47,10 +51,10 @@ class PipelineConfig:
     max_stalled_rounds: int = 200  # rounds without progress (no slot, cache lost again) before a request is given up
 
     def __post_init__(self) -> None:
-        POLICIES.create(self.policy)
         lowest = dict.fromkeys(
             (
                 "slots",
+                "max_batch",
                 "max_queue_size",
                 "num_draft_tokens",
                 "max_num_draft_tokens",
@@ -69,13 +73,16 @@ class PipelineConfig:
         if self.num_draft_tokens > self.max_num_draft_tokens:
             raise invalid("num_draft_tokens", self.num_draft_tokens, f"at most max_num_draft_tokens ({self.max_num_draft_tokens})")
 
-        for name in ("routing", "fusion", "adaptation", "tetris"):
-            if getattr(self, name) not in (BY_MODE, *ON_OFF):
-                raise invalid(name, getattr(self, name), f"one of {', '.join((BY_MODE, *ON_OFF))}")
-        if self.rehearsal not in ON_OFF:
-            raise invalid("rehearsal", self.rehearsal, f"one of {', '.join(ON_OFF)}")
-        if self.overlap not in (BY_MODE, *Overlap):
-            raise invalid("overlap", self.overlap, f"one of {', '.join((BY_MODE, *Overlap))}")
+        allowed: dict[str, tuple[str, ...]] = {
+            **dict.fromkeys(("routing", "fusion", "adaptation", "tetris"), (BY_MODE, *ON_OFF)),
+            "rehearsal": tuple(ON_OFF),
+            "overlap": (BY_MODE, *Overlap),
+            "policy": POLICIES.names,
+            "length_predictor": LENGTH_PREDICTORS.names,
+        }
+        for name, names in allowed.items():
+            if getattr(self, name) not in names:
+                raise invalid(name, getattr(self, name), f"one of {', '.join(names)}")
         if self.num_siblings > MAX_SIBLINGS:
             raise invalid("num_siblings", self.num_siblings, f"at most {MAX_SIBLINGS}")
 
@@ -104,7 +111,7 @@ class PipelineConfig:
         return dataclasses.replace(cls(), **values)  # type: ignore[arg-type]  # checked field by field above
 
     def max_active(self, target_slots: int) -> int:
-        """How many requests run at the same time on a target with ``target_slots`` slots."""
+        """How many requests keep their caches at the same time on a target with ``target_slots`` slots."""
         return min(self.slots or target_slots, target_slots)
 
     def usable_drafters(self, drafter_names: tuple[str, ...]) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ class GenerationRequest:
     num_draft_tokens: int | None = None  # None = the server's choice, 0 = no speculation for this request
     drafters: tuple[str, ...] = ()  # () = the router chooses; else only these
     deadline_ns: int | None = None  # time.monotonic_ns() after which the request is answered DEADLINE_EXCEEDED
-    priority: int = 0  # request_priority: for scheduling policies that use one
+    priority: int = 0  # request_priority: higher goes first
     echo_text: str = ""  # put before the first text (exclude_input_in_output=false); "" otherwise
     return_log_probs: bool = False
     return_num_input_tokens: bool = False

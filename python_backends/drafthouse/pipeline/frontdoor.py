@@ -8,7 +8,8 @@ What a request gets when it does not say:
   repeat the prompt either (Triton's OpenAI front end sends this input only for `echo`);
 - `end_id`: the model's own end-of-text tokens; -1 = the text never ends by itself;
 - `num_draft_tokens`: the server's choice. A number is an upper bound: fewer are drafted where fewer make sense;
-- `deadline_ms`: `default_deadline_ms` of the configuration.
+- `deadline_ms`: `default_deadline_ms` of the configuration. It counts from arrival, whether the request waits, runs or is preempted;
+- `request_priority` 0. From 0 to `MAX_PRIORITY`: under every policy, requests of a higher number go before those of a lower one.
 
 `pad_id` is checked and has no effect, because answers are never padded.
 """
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drafthouse.core.errors import invalid, unsupported
+from drafthouse.core.errors import invalid
 from drafthouse.core.sampling_params import NO_TOKEN, SamplingParams
 from drafthouse.engine.contract import EngineLimits
 from drafthouse.pipeline.config import PipelineConfig
@@ -53,7 +54,6 @@ class FrontDoorContext:
     limits: EngineLimits  # the target's
     drafter_names: tuple[str, ...]  # those that may work in the configured mode
     config: PipelineConfig
-    uses_priority: bool = False  # whether the scheduling policy reads `request_priority`
     uids: Iterator[int] = field(default_factory=new_uids)
 
     @property
@@ -90,7 +90,7 @@ def parse_request(tensors: Mapping[str, NDArray[Any]], parameters: Mapping[str, 
         num_draft_tokens=_num_draft_tokens(raw, ctx),
         drafters=_drafters(raw, ctx),
         deadline_ns=now_ns + _deadline_ms(raw, ctx) * 1_000_000,
-        priority=_priority(raw, ctx),
+        priority=_in_range("request_priority", raw.request_priority, 0, MAX_PRIORITY, default=0),
         echo_text=prompt_text if raw.exclude_input_in_output is False else "",
         return_log_probs=bool(raw.return_log_probs),
         return_num_input_tokens=bool(raw.return_num_input_tokens),
@@ -201,12 +201,6 @@ def _drafters(raw: RawInputs, ctx: FrontDoorContext) -> tuple[str, ...]:
 
 def _deadline_ms(raw: RawInputs, ctx: FrontDoorContext) -> int:
     return _in_range("deadline_ms", raw.deadline_ms, 1, 2**31 - 1, default=ctx.config.default_deadline_ms)
-
-
-def _priority(raw: RawInputs, ctx: FrontDoorContext) -> int:
-    if raw.request_priority and not ctx.uses_priority:
-        raise unsupported("request_priority", raw.request_priority, f"0 (policy {ctx.config.policy} knows no priorities)")
-    return _in_range("request_priority", raw.request_priority, 0, MAX_PRIORITY, default=0)
 
 
 def _in_range(name: str, value: int | None, lowest: int, highest: int, default: int) -> int:

@@ -26,8 +26,8 @@ from drafthouse.pipeline.stage_route import RouteStage
 from drafthouse.pipeline.stage_target import PrefillStage, VerifyStage, internal_error
 from drafthouse.pipeline.state import RequestState, new_state
 from drafthouse.pipeline.stats import PipelineSnapshot, RoundStats
+from drafthouse.pipeline.turns import Turns, new_estimator
 from drafthouse.routing.contract import Router
-from drafthouse.scheduling.registry import POLICIES
 
 logger = logging.getLogger(__name__)
 PAUSE_WITHOUT_PROGRESS_S = 0.005
@@ -70,9 +70,8 @@ class Pipeline:
         self._verify = VerifyStage(self._target, routes, self._speculation, config)
         self._overlap = TwoWays(config.switches.overlap)
         self._company = TwoWays(self._speculation.company, first=False)
-        self._max_active = config.max_active(services.limits.slots)
-        self._policy = POLICIES.create(config.policy)
-        self._book = Book(self._policy, self._max_active, config.max_queue_size, self._release)
+        self._turns = Turns(config, new_estimator(config), config.max_active(services.limits.slots), self._release)
+        self._book = Book(self._turns, config.max_queue_size)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
         self._stopping = threading.Event()
@@ -121,6 +120,7 @@ class Pipeline:
             if decoding:
                 self._speculation.has_company = self._company.decide(len(decoding))
                 await (self._overlapped(decoding, stats) if self._overlap.decide(len(decoding)) else self._in_turn(decoding, stats))
+            self._turns.end(active, stats)
             self._book.settle(active)
         finally:
             stats.wall_ns = now_ns() - started_ns
@@ -195,14 +195,15 @@ class Pipeline:
         """Gauges and sums since the start. Call it from the loop's thread for figures of one moment."""
         return PipelineSnapshot(
             mode=self._config.mode,
-            policy=self._policy.name,
+            policy=self._config.policy,
             num_waiting=self._book.num_waiting,
             num_running=self._book.num_running,
             is_rehearsing=self._rehearsal is not None and self._is_open,
-            max_active=self._max_active,
+            max_active=self._turns.num_slots,
+            max_batch=self._turns.max_batch,
             num_rounds=self._num_rounds,
             num_finished=self._book.num_finished,
-            num_preempted=self._book.num_preempted,
+            scheduling=self._turns.figures(),
             sums=dataclasses.replace(self._sums),
             num_failed=self._book.num_failed,
             speculation=self._speculation.statistics(),

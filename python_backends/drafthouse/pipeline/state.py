@@ -63,6 +63,7 @@ class RequestState:
     domain: str = ""  # turns, after each round: its best drafter's name; "" before the router's first answer
     is_running: bool = False  # turns: takes part in rounds
     holds_slot: bool = False  # turns: its caches are kept, running or preempted
+    admitted_len: int = 0  # turns: committed tokens when it last got a slot
     target_cached_len: int = 0  # prefill and verify, from the target's answers; 0 again when evicted
     most_cached_len: int = 0  # prefill and verify: the most that the target ever held; what lies below is computed again, not anew
     drafter_cached_len: NDArray[np.int32] = field(init=False)  # [D] hints; draft; 0 again when evicted

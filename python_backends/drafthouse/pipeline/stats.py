@@ -56,17 +56,30 @@ _NAMES = tuple(item.name for item in dataclasses.fields(RoundStats))
 
 
 @dataclass(frozen=True, slots=True)
+class SchedulingFigures:
+    """What scheduling does: gauges, and counters since the start."""
+
+    num_preempted: int  # have a slot and do not take part in rounds
+    num_preemptions: int  # times that a request which ran did not take part in the next round
+    num_evictions: int  # slots taken from a preempted request
+    queue_lengths: Mapping[int, int]  # open requests by the policy's queue, 0 = the most urgent
+    length_error: Mapping[str, object]  # of predicted output lengths, see `LengthError`
+    estimation_error: Mapping[str, object]  # of estimated execution times, see `EstimationError`
+
+
+@dataclass(frozen=True, slots=True)
 class PipelineSnapshot:
     """The state of the pipeline at one moment, and sums since it started."""
 
     mode: str
     policy: str
-    num_waiting: int
-    num_running: int
-    max_active: int
+    num_waiting: int  # without a slot
+    num_running: int  # taking part in rounds
+    max_active: int  # slots
+    max_batch: int
     num_rounds: int
     num_finished: int
-    num_preempted: int
+    scheduling: SchedulingFigures
     sums: RoundStats  # a copy
     is_rehearsing: bool = False  # made-up requests hold slots, or are about to
     num_failed: Mapping[str, int] = field(default_factory=dict)  # by error code

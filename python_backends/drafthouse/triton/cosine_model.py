@@ -22,7 +22,6 @@ from drafthouse.pipeline.frontdoor import FrontDoorContext, parse_request
 from drafthouse.pipeline.loop import Pipeline, Services
 from drafthouse.pipeline.stats import RoundStats
 from drafthouse.pipeline.tokenizer import FileTokenizer
-from drafthouse.scheduling.registry import POLICIES
 from drafthouse.triton.loops import new_loop
 from drafthouse.triton.parameters import Parameters, parameter_in, version_folder
 from drafthouse.triton.responder import Responder, TritonSink
@@ -61,8 +60,7 @@ class CosineModel:
             exact_trees=manifest.precision == "fp32",
             on_round=self._on_round,
         )
-        uses_priority = POLICIES.create(config.policy).uses_priority
-        self._context = FrontDoorContext(tokenizer, limits, config.usable_drafters(drafters), config, uses_priority)
+        self._context = FrontDoorContext(tokenizer, limits, config.usable_drafters(drafters), config)
         self._responder = Responder()
         self._pipeline = Pipeline(config, services)
         self._desk = StatisticsDesk(self._statistics, self._pipeline.snapshot)

@@ -33,6 +33,8 @@ class Statistics:
         counters["prefill_emitted_tokens"] += stats.num_prefill_emitted
         counters["prefill_wall_ns"] += stats.prefill_wall_ns
         counters["prefill_session_ns"] += stats.prefill_session_ns
+        counters["recomputed_tokens"] += stats.num_recomputed_tokens
+        counters["lost_caches"] += stats.num_lost_caches
         if not stats.num_verified_rows:
             return
         self._rounds_by_batch[stats.num_verified_rows] += 1
@@ -58,6 +60,7 @@ class Statistics:
             "precision": self._precision,
             "running": snapshot.num_running,
             "queue_len": snapshot.num_waiting,
+            "scheduling": _scheduling(snapshot),
             "rehearsing": snapshot.is_rehearsing,
             "finished": snapshot.num_finished,
             "failed": dict(snapshot.num_failed),
@@ -86,6 +89,8 @@ COUNTERS = (
     "prefill_emitted_tokens",
     "prefill_wall_ns",
     "prefill_session_ns",
+    "recomputed_tokens",
+    "lost_caches",
 )
 
 
@@ -108,6 +113,20 @@ class StatisticsDesk:
         except Exception:
             logging.getLogger(__name__).exception("statistics could not be reported")
             sink.fail(ServerError(ErrorCode.INTERNAL, STATS_INPUT, "no report", "try again; the server log tells why"))
+
+
+def _scheduling(snapshot: PipelineSnapshot) -> dict[str, object]:
+    figures = snapshot.scheduling
+    return {
+        "slots": snapshot.max_active,
+        "max_batch": snapshot.max_batch,
+        "preempted": figures.num_preempted,
+        "preemptions": figures.num_preemptions,
+        "evictions": figures.num_evictions,
+        "queue_lengths": {str(queue): length for queue, length in sorted(figures.queue_lengths.items())},
+        "length_error": dict(figures.length_error),
+        "estimation_error": dict(figures.estimation_error),
+    }
 
 
 def check_stats_request(tensors: Mapping[str, Array]) -> None:
