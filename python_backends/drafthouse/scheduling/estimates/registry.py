@@ -5,6 +5,7 @@ from collections.abc import Callable
 from drafthouse.core.errors import unsupported
 from drafthouse.scheduling.estimates.histogram import HistogramPredictor
 from drafthouse.scheduling.estimates.lengths import LengthPredictor
+from drafthouse.scheduling.estimates.ridge import RidgePredictor
 
 
 class LengthPredictorRegistry:
@@ -34,3 +35,4 @@ class LengthPredictorRegistry:
 
 LENGTH_PREDICTORS = LengthPredictorRegistry()
 LENGTH_PREDICTORS.register(HistogramPredictor.name, HistogramPredictor)
+LENGTH_PREDICTORS.register(RidgePredictor.name, RidgePredictor)

@@ -36,7 +36,8 @@ class EstimationError:
     Attributes:
         at_perceptible: attained + estimated remaining time at the moment a request became perceptible for the first time. The
             figure to hold against the paper's 6.84 % is its ``relative``.
-        at_arrival: estimated time before its first round, from its domain's acceptance; requests nobody asked about then are missing.
+        at_arrival: estimated time before its first round, from its domain's acceptance. Missing are requests nobody asked about then,
+            and those that came before the first round of all was measured.
         num_never_perceptible: requests that ended before they became perceptible.
     """
 
@@ -125,7 +126,8 @@ class Estimator:
         uncached = request.num_uncached - 1  # a round computes the last committed token anyway
         remaining = num_rounds * self.round_ns + (uncached * self.prefill_token_ns if uncached > 0 else 0.0)
         if opened is None:
-            self._open[request.request_uid] = _Open(nan if request.num_output_tokens else remaining)
+            at_arrival = request.num_output_tokens == 0 and self._rounds > 0
+            self._open[request.request_uid] = _Open(remaining if at_arrival else nan)
         return remaining
 
     def is_perceptible(self, request: Schedulable) -> bool:
