@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from drafthouse.core.sampling_params import SamplingParams
@@ -62,7 +60,7 @@ def raising(session: FakeSession, name: str, num_before: int, monkeypatch: pytes
     """Have one call of this method, after ``num_before`` others, raise what no session should."""
     method, calls = getattr(session, name), iter([*[False] * num_before, True])
 
-    def raises(*args: Any) -> Any:
+    def raises(*args: object) -> object:
         if next(calls, False):
             raise ZeroDivisionError("a bug")
         return method(*args)
