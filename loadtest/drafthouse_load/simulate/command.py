@@ -106,7 +106,7 @@ def simulate_report(own: Experiment, rows: list[PolicyFigures], loads: list[dict
             "rounds_mean": round(float(workload.num_rounds.mean()), 3),
             "service_mean": round(own.mean_service_ns / unit_ns, 4),
             "offered_load": round(float(workload.service_ns(own.costs, own.settings.batch).sum() / workload.arrival_ns[-1]), 6),
-            "starvation_limit": round(own.settings.starvation_services * own.mean_service_ns / unit_ns, 2),
+            "starvation_limit": round(own.starvation_limit_ns / unit_ns, 2),
         },
         "policies": [row.row() for row in rows],
         "ratios": ratios(rows, _COMPARED),

@@ -15,6 +15,7 @@ from drafthouse_load.simulate.oracle import Oracle
 from drafthouse_load.simulate.settings import NOISY, Experiment
 
 Advance = Callable[[int], None]  # so many requests more have finished
+NO_PROGRESS: Advance = lambda count: None  # noqa: E731 - shown to nobody
 
 POLICY_NAMES = (*POLICIES.names, Oracle.name)
 PREDICTOR_NAMES = (NOISY, *LENGTH_PREDICTORS.names)
@@ -35,9 +36,8 @@ def run_policy(name: str, own: Experiment, advance: Advance) -> PolicyFigures:
 def shape(own: Experiment) -> ServerShape:
     """What the server is."""
     settings = own.settings
-    cap = 1 << int(own.workload.output_len.max()).bit_length()
-    limit_ns = max(round(settings.starvation_services * own.mean_service_ns), 1)
-    return ServerShape(settings.batch, settings.slots or len(own.workload), limit_ns, cap)
+    cap = settings.max_tokens or 1 << int(own.workload.output_len.max()).bit_length()
+    return ServerShape(settings.batch, settings.slots or len(own.workload), own.starvation_limit_ns, cap)
 
 
 def _policy(name: str, own: Experiment, estimator: Estimator) -> Policy:

@@ -135,7 +135,7 @@ class Simulation:
                 self._prefill(request)
         verified = [request for request in running if request.next_round < request.end_round]
         if verified:
-            draft_ns, verify_ns = self._draft_ns[len(verified)], self._verify_ns[len(verified)]
+            draft_ns, verify_ns = self._round_ns(verified)
             self._now_ns += draft_ns + verify_ns
             for request in verified:
                 self._commit(request, draft_ns, verify_ns)
@@ -144,10 +144,26 @@ class Simulation:
         outcome.busy_ns += self._now_ns - start_ns
         self._running = [request for request in running if not self._leaves(request)]
 
+    def _round_ns(self, verified: list[SimulatedRequest]) -> tuple[int, int]:
+        """Drafting and verifying."""
+        draft_ns, verify_ns = self._draft_ns[len(verified)], self._verify_ns[len(verified)]
+        measured = self._workload.measured
+        if measured is None or measured.round_ns is None or len(verified) > 1:
+            return draft_ns, verify_ns
+        whole_ns = int(measured.round_ns[verified[0].next_round])
+        draft_ns = min(draft_ns, whole_ns)
+        return draft_ns, whole_ns - draft_ns
+
+    def _prefill_ns(self, request: SimulatedRequest, num_tokens: int) -> int:
+        measured = self._workload.measured
+        if measured is None or request.lost_cache:
+            return self._costs.prefill_ns(num_tokens)
+        return int(measured.prefill_ns[request.request_uid])
+
     def _prefill(self, request: SimulatedRequest) -> None:
         """All tokens that its cache lacks; the first time, that brings its first token."""
         num_tokens = request.num_uncached
-        prefill_ns = self._costs.prefill_ns(num_tokens)
+        prefill_ns = self._prefill_ns(request, num_tokens)
         self._now_ns += prefill_ns
         request.attained_ns += prefill_ns
         request.num_uncached = 1
@@ -160,7 +176,7 @@ class Simulation:
 
     def _commit(self, request: SimulatedRequest, draft_ns: int, verify_ns: int) -> None:
         """What its verification brought."""
-        num_drafted, num_accepted = self._workload.num_draft_tokens, self._workload.accepted[request.next_round]
+        num_drafted, num_accepted = self._workload.num_drafted(request.next_round), self._workload.accepted[request.next_round]
         request.next_round += 1
         request.num_verifications += 1
         request.num_drafted += num_drafted

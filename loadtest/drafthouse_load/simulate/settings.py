@@ -37,6 +37,8 @@ class SimulateSettings:
     length_predictor: str = NOISY
     length_error: float = 0.5  # σ of `NoisyLengths`
     starvation_services: float = 200.0  # starvation limit in mean services, the same for all policies
+    starvation_limit_ns: int = 0  # instead, where it is not 0
+    max_tokens: int = 0  # a cap, not a prediction; 0: the power of two above the longest output
 
     def to_json(self) -> dict[str, object]:
         """For a report."""
@@ -59,6 +61,11 @@ class Experiment:
     def mean_service_ns(self) -> float:
         """Of a request alone: the unit of the starvation limit."""
         return float(self.workload.service_ns(self.costs, 1).mean())
+
+    @property
+    def starvation_limit_ns(self) -> int:
+        """The same for all policies."""
+        return self.settings.starvation_limit_ns or max(round(self.settings.starvation_services * self.mean_service_ns), 1)
 
     def at_load(self, load: float) -> "Experiment":
         """The same requests, arriving faster or slower."""

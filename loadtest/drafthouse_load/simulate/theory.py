@@ -56,7 +56,9 @@ class Exponential:
 
     def moment_below(self, order: int, size: Floats) -> Floats:
         """By parts."""
-        tail = (np.ones_like(size), size + 1, size**2 + 2 * size + 2)[order]
+        tail: Floats = np.ones(size.shape)
+        for power in range(1, order + 1):
+            tail = size**power + power * tail
         moment: Floats = (1.0, 1.0, 2.0)[order] - tail * np.exp(-size)
         return moment
 
@@ -107,10 +109,11 @@ def las_mean(sizes: SizeDistribution, load: float) -> float:
 
 
 def _las_at(sizes: SizeDistribution, load: float, at: Floats) -> Floats:
-    longer = 1 - sizes.moment_below(0, at)
-    cut_load = load * (sizes.moment_below(1, at) + at * longer)
-    cut_second = load * (sizes.moment_below(2, at) + at**2 * longer)
-    mean: Floats = at / (1 - cut_load) + cut_second / (2 * (1 - cut_load) ** 2)
+    longer: Floats = 1 - sizes.moment_below(0, at)
+    cut_load: Floats = load * (sizes.moment_below(1, at) + at * longer)
+    cut_second: Floats = load * (sizes.moment_below(2, at) + at * at * longer)
+    slowed: Floats = 1 / (1 - cut_load)
+    mean: Floats = at * slowed + cut_second * slowed * slowed / 2
     return mean
 
 
@@ -124,7 +127,7 @@ def srpt_mean(sizes: SizeDistribution, load: float) -> float:
 
 def _srpt_at(sizes: SizeDistribution, load: float, at: Floats) -> Floats:
     shorter_load = load * sizes.moment_below(1, at)
-    second = load * (sizes.moment_below(2, at) + at**2 * (1 - sizes.moment_below(0, at)))
+    second = load * (sizes.moment_below(2, at) + at * at * (1 - sizes.moment_below(0, at)))
     slowed = 1 / (1 - shorter_load)
     residence = at[0] + np.concatenate([[0.0], np.cumsum(np.diff(at) * (slowed[1:] + slowed[:-1]) / 2)])
     mean: Floats = second / (2 * (1 - shorter_load) ** 2) + residence

@@ -16,6 +16,15 @@ _DOMAIN = "trace"
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a server did for these very requests, where they were measured; it replaces the costs by shape."""
+
+    num_drafted: bytes  # in each round, as `Workload.accepted`
+    prefill_ns: Ints  # [n], of the prompt
+    round_ns: Ints | None  # of each round, as `Workload.accepted`: used when it is not shared. None: by shape
+
+
+@dataclass(frozen=True)
 class Workload:
     """n requests in order of arrival. Common random numbers: all of a request's chances are in here, none depends on a policy.
 
@@ -30,6 +39,7 @@ class Workload:
     first_round: Ints  # [n + 1], where each request's rounds begin in ``accepted``
     num_draft_tokens: int
     domains: tuple[str, ...] = ()  # [n]; () = all of one
+    measured: "Measured | None" = None
 
     def __len__(self) -> int:
         return len(self.output_len)
@@ -38,6 +48,10 @@ class Workload:
     def num_rounds(self) -> Ints:
         """Rounds that each request takes. [n]"""
         return np.diff(self.first_round)
+
+    def num_drafted(self, round_index: int) -> int:
+        """Draft tokens of a round, an index into ``accepted``."""
+        return self.measured.num_drafted[round_index] if self.measured is not None else self.num_draft_tokens
 
     def domain(self, index: int) -> str:
         """The domain of a request."""
