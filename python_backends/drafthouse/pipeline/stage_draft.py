@@ -15,6 +15,7 @@ from drafthouse.pipeline.speculation import Speculation
 from drafthouse.pipeline.stage_route import RouteStage
 from drafthouse.pipeline.state import Draft, RequestState
 from drafthouse.pipeline.stats import RoundStats
+from drafthouse.routing.gather import gather
 
 NO_TREE = DraftTree()
 LEAST_CHANCE_AHEAD = 0.1  # an outcome less likely than this is not drafted for
@@ -42,8 +43,7 @@ class DraftStage:
             self._routes.max_drafters = self._speculation.most_drafters
             await self._routes.first(states)
         states = [state for state in states if state.is_running]  # the router took time, too
-        rows = {state: row for state in states if (row := self._row(state, self._speculation.depth(state), state.num_tokens)) is not None}
-        session_ns = await self._propose(rows)
+        session_ns = await self._propose(rows := self._new_rows(states))
         draft_ns = now_ns() - started_ns
         stats.draft_wall_ns += draft_ns
         if session_ns is not None:
@@ -55,15 +55,25 @@ class DraftStage:
         if self._speculation.switches.routing:
             await self._routes.first(others)
         verifying, others = ([state for state in states if state.is_running] for states in (verifying, others))  # the router took time, too
-        rows = {state: row for state in verifying if (row := self._row_ahead(state)) is not None}
+        weights = self._weights(verifying)
+        rows = {state: row for state in verifying if (row := self._row_ahead(state, weights[state])) is not None}
         stats.num_drafted_ahead += len(rows)
-        new = {state: row for state in others if (row := self._row(state, self._speculation.depth(state), state.num_tokens)) is not None}
+        new = self._new_rows(others)
         session_ns = await self._propose(rows | new)
         stats.ahead_session_ns += session_ns or 0
         if new and session_ns is not None:
             self._speculation.saw_drafts(list(new), None)
 
-    def _row_ahead(self, state: RequestState) -> DraftRow | None:
+    def _new_rows(self, states: Sequence[RequestState]) -> dict[RequestState, DraftRow]:
+        """What to ask for where there is no draft; requests for which nobody works are left out."""
+        rows: dict[RequestState, DraftRow] = {}
+        for state, weights in self._weights(states).items():
+            row = self._row(state, weights, self._speculation.depth(state), state.num_tokens)
+            if row is not None:
+                rows[state] = row
+        return rows
+
+    def _row_ahead(self, state: RequestState, weights: NDArray[np.float32]) -> DraftRow | None:
         """The continuation of a draft that is being verified; None where none is worth it."""
         if state.draft is None:
             return None
@@ -73,7 +83,7 @@ class DraftStage:
         depth = min(self._speculation.depth(state), state.num_remaining - 2 - depth_of(tree, leaf))
         if chance < LEAST_CHANCE_AHEAD or depth < 1 or leaf == ROOT or int(tree.tokens[leaf]) in state.request.sampling.end_ids:
             return None
-        return self._row(state, depth, state.num_tokens, tree, leaf)
+        return self._row(state, weights, depth, state.num_tokens, tree, leaf)
 
     async def take_in(self, states: Sequence[RequestState], ends: Sequence[int]) -> None:
         """Let the drafters read ``tokens[:end]`` of new requests and score the prompt; proposes nothing."""
@@ -81,7 +91,7 @@ class DraftStage:
         rows: list[DraftRow] = []
         for state, end in zip(states, ends, strict=True):
             if state.is_running and state.num_output_tokens == 0 and self._speculation.may_draft(state):
-                row = self._row(state, 0, end)
+                row = self._row(state, self._routes.weights(state), 0, end)
                 if row is not None:
                     reading.append(state)
                     rows.append(row)
@@ -94,9 +104,16 @@ class DraftStage:
             state.prompt_logprob += answer.prompt_logprob
             state.num_scored += answer.num_scored
 
-    def _row(self, state: RequestState, num_draft_tokens: int, end: int, base: DraftTree = NO_TREE, leaf: int = ROOT) -> DraftRow | None:
+    def _row(
+        self,
+        state: RequestState,
+        weights: NDArray[np.float32],
+        num_draft_tokens: int,
+        end: int,
+        base: DraftTree = NO_TREE,
+        leaf: int = ROOT,
+    ) -> DraftRow | None:
         """The tokens below ``end`` that the slowest participating drafter lacks; None when nobody takes part."""
-        weights = self._weights(state)
         working = weights > 0.0
         if not working.any():
             return None
@@ -113,15 +130,18 @@ class DraftStage:
             leaf=leaf,
         )
 
-    def _weights(self, state: RequestState) -> NDArray[np.float32]:
-        """[D], who works for this request now: of those that were chosen and answer, the best few."""
-        wanted = self._routes.weights(state)
+    def _weights(self, states: Sequence[RequestState]) -> dict[RequestState, NDArray[np.float32]]:
+        """[D] per request, who works for it now: of those that were chosen and answer, the best few."""
+        weights = {state: self._routes.weights(state) for state in states}
         most = self._speculation.max_drafters
-        if state.weights is None or np.count_nonzero(wanted) <= most:
-            return wanted
-        weights = np.zeros_like(wanted)
-        best = np.argsort(-wanted, kind="stable")[:most]
-        weights[best] = wanted[best]
+        routed = [state for state in states if state.weights is not None and weights[state].any()]
+        if most > 1:
+            return weights | {state: _best(weights[state], most) for state in routed}
+        if routed:
+            ratings = np.stack([np.where(weights[state] > 0, state.scores, np.float32(0.0)) for state in routed])
+            ratings = np.where(np.isfinite(ratings), ratings, np.float32(1.0))  # before the router's first answer all are alike
+            for state, drafter in zip(routed, gather(ratings), strict=True):
+                weights[state] = np.where(np.arange(len(state.allowed)) == drafter, weights[state], np.float32(0.0))
         return weights
 
     async def _propose(self, rows: dict[RequestState, DraftRow]) -> int | None:
@@ -139,6 +159,14 @@ class DraftStage:
             if draft is not None and state.draft is bases[state]:
                 state.draft = draft
         return result.draft_session_ns
+
+
+def _best(weights: NDArray[np.float32], most: int) -> NDArray[np.float32]:
+    """The ``most`` largest weights, zero elsewhere: [D] -> [D]."""
+    kept = np.zeros_like(weights)
+    best = np.argsort(-weights, kind="stable")[:most]
+    kept[best] = weights[best]
+    return kept
 
 
 def _usable(answer: DraftRowResult, base: Draft | None, limits: EngineLimits) -> Draft | None:
