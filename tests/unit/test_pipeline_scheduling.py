@@ -317,3 +317,27 @@ def test_an_estimator_that_fails_harms_nobody(recorder: _Recorder, monkeypatch: 
                 expect_reference(request, sink)
 
     body()
+
+
+class _Broken(_Impatient):
+    """Cannot rank what has a prompt of 13 tokens, or after its tenth token what has one of 14."""
+
+    name = "test-broken"
+
+    def rank(self, request: Schedulable) -> Rank:
+        if request.prompt_len == 13 or (request.prompt_len == 14 and request.num_output_tokens > 10):
+            raise ArithmeticError("made up")
+        return super().rank(request)
+
+
+@async_test
+async def test_a_policy_with_a_bug_harms_those_it_was_to_rank() -> None:
+    if _Broken.name not in POLICIES.names:
+        POLICIES.register(_Broken.name, lambda estimator: _Broken())
+    async with running(PipelineConfig(policy=_Broken.name, slots=2, max_batch=1)) as rig:
+        requests = [make_request([item] * length, 20, end_ids=()) for item, length in enumerate((12, 13, 14, 15, 13, 16), 1)]
+        for request, sink in zip(requests, await rig.generate(*requests), strict=True):
+            if len(request.prompt_ids) in (13, 14):
+                assert error_of(sink) == (ErrorCode.INTERNAL, "request")
+            else:
+                expect_reference(request, sink)

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import secrets
 import threading
 import time
 from collections import Counter, deque
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterable
 from drafthouse.core.errors import DrafthouseError, ErrorCode, ServerError
 from drafthouse.pipeline.commit import emit
 from drafthouse.pipeline.contract import GenerationRequest, ResponseSink
+from drafthouse.pipeline.stage_target import internal_error
 from drafthouse.pipeline.state import RequestState
 from drafthouse.pipeline.turns import Turns
 
@@ -135,7 +137,12 @@ class Book:
         while self._inbox:
             state = self._inbox.popleft()
             self._open[state.sequence_no] = state
-            self._turns.add(state)
+            try:
+                self._turns.add(state)
+            except Exception:
+                error_id = secrets.token_hex(4)
+                logger.exception("error %s: request %d could not be ranked", error_id, state.request_uid)
+                self.fail(state, internal_error(error_id))
 
     def open_requests(self) -> list[RequestState]:
         """Everybody who has not been answered, in the order of arrival."""

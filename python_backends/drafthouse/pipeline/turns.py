@@ -135,9 +135,10 @@ class Turns:
             self._queue.update(state, round_ended_ns)
 
     def _saw_round(self, state: RequestState, before: _Before, round_ns: int, stats: RoundStats) -> None:
-        # Whatever is not drafting counts as verification: the two together are what the request's round took.
-        verify_ns = max(round_ns - stats.prefill_wall_ns - stats.draft_wall_ns, 0)
+        """Whatever is not drafting counts as verification, others' prompts too: the two are what the round took for this request."""
         num_drafted, num_accepted = state.num_drafted - before.num_drafted, state.num_accepted - before.num_accepted
+        was_prefilled = state.num_tokens - before.progress[0] > num_accepted + 1  # its prompt's end gave a token before the verification
+        verify_ns = max(round_ns - stats.draft_wall_ns - was_prefilled * stats.prefill_wall_ns, 0)
         self._tell(lambda: self._estimator.saw_round(state, num_drafted, num_accepted, stats.draft_wall_ns, verify_ns))
 
     def remove(self, state: RequestState) -> None:
