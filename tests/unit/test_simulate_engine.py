@@ -144,3 +144,12 @@ def test_intervals_cover_what_is_known() -> None:
     ratio, lowest, highest = mean_ratio(own, other)
     assert lowest < 0.5 < highest
     assert ratio == pytest.approx(0.5, rel=0.05)
+
+
+def test_a_limit_of_verified_tokens_is_kept_by_assignment() -> None:
+    own = experiment(replace(SETTINGS, batch=4, load=0.6), None, COSTS)
+    limited = replace(own, settings=replace(own.settings, max_verified_tokens=12))  # of 24 that four rows with five draft tokens have
+    free, tight = (run_policy("fcfs", one, NO_PROGRESS) for one in (own, limited))
+    assert tight.row()["completed"] == 400
+    assert tight.latency_mean > free.latency_mean
+    assert tight.busy_share * tight.makespan > 1.1 * free.busy_share * free.makespan  # shorter drafts, more rounds

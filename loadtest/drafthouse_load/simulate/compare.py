@@ -37,7 +37,7 @@ def shape(own: Experiment) -> ServerShape:
     """What the server is."""
     settings = own.settings
     cap = settings.max_tokens or 1 << int(own.workload.output_len.max()).bit_length()
-    return ServerShape(settings.batch, settings.slots or len(own.workload), own.starvation_limit_ns, cap)
+    return ServerShape(settings.batch, settings.slots or len(own.workload), own.starvation_limit_ns, cap, settings.max_verified_tokens)
 
 
 def _policy(name: str, own: Experiment, estimator: Estimator) -> Policy:

@@ -10,6 +10,7 @@ from drafthouse.scheduling.estimates.service import Estimator
 from drafthouse.scheduling.policy import Policy
 from drafthouse.scheduling.ready_queue import ReadyQueue
 from drafthouse_load.simulate.costs import RoundCosts
+from drafthouse_load.simulate.packing import Packing
 from drafthouse_load.simulate.request import SimulatedRequest
 from drafthouse_load.simulate.workload import Workload
 
@@ -26,6 +27,7 @@ class ServerShape:
     slots: int  # caches kept at a time, >= batch
     starvation_limit_ns: int
     max_tokens: int  # of every request: a cap, not a prediction
+    max_verified_tokens: int = 0  # of a verification, over all rows; 0: no limit
 
 
 @dataclass
@@ -62,6 +64,8 @@ class Simulation:
         self._queue = ReadyQueue[SimulatedRequest](policy, shape.starvation_limit_ns)
         self._running: list[SimulatedRequest] = []
         self._holders: dict[int, SimulatedRequest] = {}  # of a slot, by request_uid
+        limit = shape.max_verified_tokens
+        self._packing = Packing(limit, workload.num_draft_tokens, shape.batch, costs, estimator) if limit else None
         self._now_ns = 0
         self._arrivals = [*workload.arrival_ns.tolist()]
         self._num_arrived = 0
@@ -133,24 +137,34 @@ class Simulation:
         for request in running:
             if request.num_uncached > 1:
                 self._prefill(request)
-        verified = [request for request in running if request.next_round < request.end_round]
-        if verified:
-            draft_ns, verify_ns = self._round_ns(verified)
-            self._now_ns += draft_ns + verify_ns
-            for request in verified:
-                self._commit(request, draft_ns, verify_ns)
+        prefilled_ns = self._now_ns
+        verified = self._verified([request for request in running if request.num_output_tokens < request.output_len])
+        draft_ns, verify_ns = self._round_ns(verified[0][0], len(verified)) if verified else (0, 0)
+        self._now_ns += draft_ns + verify_ns
+        whole_ns = self._now_ns - start_ns
+        for request in running:
+            request.attained_ns += whole_ns
+        num_emitted = sum(self._commit(request, most, draft_ns, verify_ns) for request, most in verified)
+        if self._packing is not None:
+            self._packing.saw_round(num_emitted, self._now_ns - prefilled_ns)
         outcome.rounds += 1
         outcome.rows += len(running)
-        outcome.busy_ns += self._now_ns - start_ns
+        outcome.busy_ns += whole_ns
         self._running = [request for request in running if not self._leaves(request)]
 
-    def _round_ns(self, verified: list[SimulatedRequest]) -> tuple[int, int]:
-        """Drafting and verifying."""
-        draft_ns, verify_ns = self._draft_ns[len(verified)], self._verify_ns[len(verified)]
+    def _verified(self, candidates: list[SimulatedRequest]) -> list[tuple[SimulatedRequest, int]]:
+        """Who is verified with how many draft tokens; with a limit of verified tokens the server's assignment says so."""
+        if self._packing is not None and candidates:
+            return self._packing.choose(candidates)
+        return [(request, self._workload.num_draft_tokens) for request in candidates]
+
+    def _round_ns(self, first: SimulatedRequest, rows: int) -> tuple[int, int]:
+        """Drafting and verifying, for ``first`` and others."""
+        draft_ns, verify_ns = self._draft_ns[rows], self._verify_ns[rows]
         measured = self._workload.measured
-        if measured is None or measured.round_ns is None or len(verified) > 1:
+        if measured is None or measured.round_ns is None or rows > 1:
             return draft_ns, verify_ns
-        whole_ns = int(measured.round_ns[verified[0].next_round])
+        whole_ns = int(measured.round_ns[first.next_round])
         draft_ns = min(draft_ns, whole_ns)
         return draft_ns, whole_ns - draft_ns
 
@@ -165,7 +179,6 @@ class Simulation:
         num_tokens = request.num_uncached
         prefill_ns = self._prefill_ns(request, num_tokens)
         self._now_ns += prefill_ns
-        request.attained_ns += prefill_ns
         request.num_uncached = 1
         self._estimator.saw_prefill(num_tokens, prefill_ns)
         if request.lost_cache:
@@ -174,20 +187,24 @@ class Simulation:
             request.num_output_tokens = 1
             request.first_token_ns = self._now_ns
 
-    def _commit(self, request: SimulatedRequest, draft_ns: int, verify_ns: int) -> None:
-        """What its verification brought."""
-        num_drafted, num_accepted = self._workload.num_drafted(request.next_round), self._workload.accepted[request.next_round]
-        request.next_round += 1
+    def _commit(self, request: SimulatedRequest, most: int, draft_ns: int, verify_ns: int) -> int:
+        """What its verification with at most ``most`` draft tokens brought: the tokens that it emits."""
+        at, workload = request.next_round, self._workload
+        num_drafted, num_accepted = min(workload.num_drafted(at), most), min(workload.accepted[at], most)
+        # With shorter drafts it takes more rounds than were drawn for it: then they come again.
+        request.next_round = at + 1 if at + 1 < request.end_round else request.first_round
+        num_output_tokens = min(request.num_output_tokens + num_accepted + 1, request.output_len)
+        num_emitted = num_output_tokens - request.num_output_tokens
+        request.num_output_tokens = num_output_tokens
         request.num_verifications += 1
         request.num_drafted += num_drafted
         request.num_accepted += num_accepted
-        request.attained_ns += draft_ns + verify_ns
-        request.num_output_tokens = min(request.num_output_tokens + num_accepted + 1, request.output_len)
         self._estimator.saw_round(request, num_drafted, num_accepted, draft_ns, verify_ns)
+        return num_emitted
 
     def _leaves(self, request: SimulatedRequest) -> bool:
         """Whether it is finished; if not, it is ranked anew."""
-        if request.next_round < request.end_round:
+        if request.num_output_tokens < request.output_len:
             self._queue.update(request, self._now_ns)
             return False
         index, outcome = request.request_uid, self._outcome

@@ -65,6 +65,13 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
         "--draft-tokens", dest="num_draft_tokens", type=int, default=_DEFAULT.num_draft_tokens, help="(default: %(default)s)"
     )
     server.add_argument(
+        "--max-verified-tokens",
+        type=int,
+        default=_DEFAULT.max_verified_tokens,
+        metavar="N",
+        help="of a verification; 0: no limit (default: %(default)s)",
+    )
+    server.add_argument(
         "--length-predictor",
         choices=PREDICTOR_NAMES,
         default=_DEFAULT.length_predictor,
@@ -112,8 +119,8 @@ def read_settings(args: argparse.Namespace) -> SimulateSettings:
 
 
 _SHARED = (
-    "num_requests", "seed", "load", "batch", "slots", "num_draft_tokens", "arrivals", "mean_length", "prompt_length", "length_scale",
-    "length_predictor", "length_error", "starvation_services",
+    "num_requests", "seed", "load", "batch", "slots", "num_draft_tokens", "max_verified_tokens", "arrivals", "mean_length", "prompt_length",
+    "length_scale", "length_predictor", "length_error", "starvation_services",
 )  # fmt: skip
 # Option: least, most.
 _RANGES = {
@@ -123,6 +130,7 @@ _RANGES = {
     "batch": (1, MAX_BATCH),
     "slots": (0, 10_000_000),
     "num_draft_tokens": (0, 32),
+    "max_verified_tokens": (0, 1 << 20),
     "mean_length": (1.0, 1e5),
     "prompt_length": (1, 1 << 20),
     "length_scale": (1e-3, 1e3),

@@ -25,7 +25,7 @@ class Oracle:
         """True remaining service, in ns."""
         own = cast(SimulatedRequest, request)
         prefill_ns = self._costs.prefill_ns(own.num_uncached) if own.num_uncached > 1 else 0
-        return ((own.end_round - own.next_round) * self._round_ns + prefill_ns,)
+        return ((own.end_round - own.first_round - own.num_verifications) * self._round_ns + prefill_ns,)
 
     def may_preempt(self, challenger: Rank, running: Rank) -> bool:
         """Whenever it is shorter: without a price of preemption that is optimal."""

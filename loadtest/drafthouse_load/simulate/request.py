@@ -11,6 +11,7 @@ class SimulatedRequest:
         "attained_ns",
         "domain",
         "end_round",
+        "first_round",
         "first_token_ns",
         "holds_slot",
         "is_running",
@@ -48,7 +49,7 @@ class SimulatedRequest:
         self.holds_slot = False
         # Only for the simulator, the oracle and what stands for an imperfect prediction.
         self.output_len = int(workload.output_len[index])
-        self.next_round = int(workload.first_round[index])  # index into the workload's rounds
+        self.first_round = self.next_round = int(workload.first_round[index])  # index into the workload's rounds
         self.end_round = int(workload.first_round[index + 1])
         self.first_token_ns = 0
         self.lost_cache = False  # it had one once, and gave it up

@@ -29,6 +29,7 @@ class SimulateSettings:
     batch: int = 1
     slots: int = 0  # 0: as many as it takes, no cache is ever given up
     num_draft_tokens: int = 5
+    max_verified_tokens: int = 0  # of a verification, over all rows; 0: no limit
     arrivals: str = POISSON
     lengths: str = "lognormal"
     mean_length: float = 128.0  # of made-up outputs, tokens
