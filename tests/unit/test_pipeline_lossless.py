@@ -63,7 +63,8 @@ async def test_random_batches_give_the_reference_text(way: str, num_draft_tokens
         assert max(len(call.rows) for call in rig.target.calls) == rig.target.limits.slots
         sums = rig.pipeline.snapshot().sums
         assert (sums.num_drafted > 0) == WAYS[way].switches.drafts
-        assert (sums.num_drafted_ahead > 0) == (WAYS[way].switches.overlap is not Overlap.OFF)
+        if (overlap := WAYS[way].switches.overlap) is not Overlap.AUTO:  # a run this short may end before auto has tried it
+            assert (sums.num_drafted_ahead > 0) == (overlap is Overlap.ON)
 
 
 @pytest.mark.parametrize("mode", [Mode.COSINE, Mode.VANILLA, Mode.SPECINFER])

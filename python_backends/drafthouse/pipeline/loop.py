@@ -18,7 +18,6 @@ from drafthouse.pipeline.book import Book
 from drafthouse.pipeline.config import PipelineConfig
 from drafthouse.pipeline.contract import GenerationRequest, ResponseSink
 from drafthouse.pipeline.links import FusionLink, TargetLink
-from drafthouse.pipeline.overlap import TwoWays
 from drafthouse.pipeline.rehearsal import Rehearsal, made_up_uids
 from drafthouse.pipeline.speculation import Speculation
 from drafthouse.pipeline.stage_draft import DraftStage
@@ -27,6 +26,7 @@ from drafthouse.pipeline.stage_target import PrefillStage, VerifyStage, internal
 from drafthouse.pipeline.state import RequestState, new_state
 from drafthouse.pipeline.stats import PipelineSnapshot, RoundStats
 from drafthouse.pipeline.turns import Turns, new_estimator
+from drafthouse.pipeline.ways import Ways
 from drafthouse.routing.contract import Router
 
 logger = logging.getLogger(__name__)
@@ -68,8 +68,7 @@ class Pipeline:
         self._draft = DraftStage(self._fusion, routes, self._speculation, services.limits)
         self._prefill = PrefillStage(self._target, self._draft, services.limits, config)
         self._verify = VerifyStage(self._target, routes, self._speculation, config)
-        self._overlap = TwoWays(config.switches.overlap)
-        self._company = TwoWays(self._speculation.company, first=False)
+        self._ways = Ways(config.switches.overlap, self._speculation.company)
         self._turns = Turns(config, new_estimator(config), config.max_active(services.limits.slots), self._release)
         self._book = Book(self._turns, config.max_queue_size)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -118,8 +117,9 @@ class Pipeline:
             self._book.settle(active)
             decoding = [state for state in active if state.is_running and not self._prefill.is_due(state)]
             if decoding:
-                self._speculation.has_company = self._company.decide(len(decoding))
-                await (self._overlapped(decoding, stats) if self._overlap.decide(len(decoding)) else self._in_turn(decoding, stats))
+                way = self._ways.decide(len(decoding))
+                self._speculation.has_company = way.has_company
+                await (self._overlapped(decoding, stats) if way.overlaps else self._in_turn(decoding, stats))
             self._turns.end(active, stats)
             self._book.settle(active)
         finally:
@@ -134,8 +134,7 @@ class Pipeline:
         """Adaptation hears of the round. What it cannot digest must not harm requests."""
         try:
             self._speculation.learn(stats)
-            self._overlap.learn(stats)
-            self._company.learn(stats)
+            self._ways.learn(stats)
         except Exception:
             logger.exception("nothing was learned from a round")
 
