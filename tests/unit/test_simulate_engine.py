@@ -11,6 +11,7 @@ from drafthouse_load.simulate.figures import PolicyFigures, mean_interval, mean_
 from drafthouse_load.simulate.noisy import NoisyLengths
 from drafthouse_load.simulate.request import SimulatedRequest
 from drafthouse_load.simulate.settings import Experiment, SimulateSettings, experiment
+from drafthouse_load.simulate.single_server import fcfs, srpt
 from drafthouse_load.simulate.workload import Workload
 
 COSTS = GivenCosts(draft_token=0.0, row_growth=0.0, prefill_tokens=100)
@@ -152,4 +153,16 @@ def test_a_limit_of_verified_tokens_is_kept_by_assignment() -> None:
     free, tight = (run_policy("fcfs", one, NO_PROGRESS) for one in (own, limited))
     assert tight.row()["completed"] == 400
     assert tight.latency_mean > free.latency_mean
-    assert tight.busy_share * tight.makespan > 1.1 * free.busy_share * free.makespan  # shorter drafts, more rounds
+    assert tight.busy_share * tight.makespan > free.busy_share * free.makespan  # shorter drafts, more rounds
+
+
+@pytest.mark.parametrize("load", [0.5, 0.9])
+def test_rounds_agree_with_the_work_level_simulation(load: float) -> None:
+    """`single_server`, which `test_simulate_theory` holds to closed forms, on the same arrivals and services."""
+    own = experiment(replace(SETTINGS, num_requests=3000, load=load, starvation_services=1e6), None, COSTS)
+    arrivals, services = own.workload.arrival_ns.astype(float), own.workload.service_ns(COSTS, 1)
+    first, shortest = (run_policy(name, own, NO_PROGRESS).latency for name in ("fcfs", "oracle"))
+    assert first == pytest.approx(fcfs(arrivals, services) / UNIT_NS)
+    # A round and a prefill are not interrupted: a little is lost to that.
+    bound = float(srpt(arrivals, services).mean()) / UNIT_NS
+    assert bound <= shortest.mean() < 1.1 * bound
