@@ -59,7 +59,7 @@ class Statistics:
             "policy": snapshot.policy,
             "precision": self._precision,
             "running": snapshot.num_running,
-            "queue_len": snapshot.num_waiting,
+            "queue_len": snapshot.num_waiting + snapshot.scheduling.num_preempted,
             "scheduling": _scheduling(snapshot),
             "rehearsing": snapshot.is_rehearsing,
             "finished": snapshot.num_finished,
@@ -120,6 +120,7 @@ def _scheduling(snapshot: PipelineSnapshot) -> dict[str, object]:
     return {
         "slots": snapshot.max_active,
         "max_batch": snapshot.max_batch,
+        "waiting": snapshot.num_waiting,
         "preempted": figures.num_preempted,
         "preemptions": figures.num_preemptions,
         "evictions": figures.num_evictions,
