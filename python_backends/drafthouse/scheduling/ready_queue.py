@@ -67,26 +67,25 @@ class ReadyQueue(Generic[S]):
             raise ValueError(f"request {request.request_uid} is in the queue already")
         entry = _Entry(request, self._key(request), self._policy.queue_of(request), now_ns)
         self._entries[request.request_uid] = entry
-        self._queue_lengths[entry.queue] += 1
+        self._enter_queue(entry, entry.queue)
         self._waiting.add(entry.key)
 
     def update(self, request: S, now_ns: int) -> None:
         """It took part in a round that ended now: its figures changed, and it has had its turn. KeyError when it is not in."""
+        self.rerank(request)
         self._entries[request.request_uid].wait_since_ns = now_ns
         self._entries.move_to_end(request.request_uid)
-        self.rerank(request)
 
     def rerank(self, request: S) -> None:
         """Its figures changed without a round: it lost its cache, or its domain became known. KeyError when it is not in."""
         entry = self._entries[request.request_uid]
+        key, queue = self._key(request), self._policy.queue_of(request)  # before anything changes: a policy may raise
         if not entry.is_chosen:
             self._waiting.remove(entry.key)
-        entry.key = self._key(request)
-        if not entry.is_chosen:
-            self._waiting.add(entry.key)
+            self._waiting.add(key)
+        entry.key = key
         self._leave_queue(entry)
-        entry.queue = self._policy.queue_of(request)
-        self._queue_lengths[entry.queue] += 1
+        self._enter_queue(entry, queue)
 
     def remove(self, request: S) -> None:
         """It finished, failed or was cancelled. KeyError when it is not in."""
@@ -138,6 +137,10 @@ class ReadyQueue(Generic[S]):
 
     def _key(self, request: S) -> _Key:
         return -request.priority, self._policy.rank(request), request.sequence_no, request.request_uid
+
+    def _enter_queue(self, entry: _Entry[S], queue: int) -> None:
+        entry.queue = queue
+        self._queue_lengths[queue] += 1
 
     def _leave_queue(self, entry: _Entry[S]) -> None:
         self._queue_lengths[entry.queue] -= 1

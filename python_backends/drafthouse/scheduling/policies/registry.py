@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from drafthouse.core.errors import unsupported
 from drafthouse.scheduling.policies.fcfs import FirstComeFirstServed
+from drafthouse.scheduling.policies.laps_sd import LapsSd
 from drafthouse.scheduling.policies.las import LeastAttainedService
 from drafthouse.scheduling.policies.mlfq import SkipJoinMlfq
 from drafthouse.scheduling.policies.sjf import ShortestJobFirst
@@ -40,6 +41,7 @@ class PolicyRegistry:
 
 POLICIES = PolicyRegistry()
 POLICIES.register(FirstComeFirstServed.name, lambda estimator: FirstComeFirstServed())
+POLICIES.register(LapsSd.name, LapsSd)
 POLICIES.register(LeastAttainedService.name, LeastAttainedService)
 POLICIES.register(SkipJoinMlfq.name, SkipJoinMlfq)
 POLICIES.register(ShortestJobFirst.name, ShortestJobFirst)
