@@ -8,8 +8,8 @@ from drafthouse.core.clock import now_ns
 from drafthouse.engine.contract import EngineError, GrowthStop, RowResult, RowStatus, StepCall, StepResult
 from drafthouse.engine.releases import Releases
 from drafthouse.fusion.contract import DrafterClient, DraftPlan
-from drafthouse.fusion.pacing import Pace
 from drafthouse.fusion.row_draft import Seat
+from drafthouse.fusion.tardiness import Tardiness, Usual, Work
 
 
 @dataclass(slots=True)
@@ -17,7 +17,8 @@ class Standing:
     """What is known about one drafter from round to round."""
 
     releases: Releases = field(default_factory=Releases)
-    pace: Pace = field(default_factory=Pace)
+    usual: Usual = field(default_factory=Usual)
+    tardiness: Tardiness = field(default_factory=Tardiness)
     is_lost: bool = False  # it did not answer the last call
 
 
@@ -27,6 +28,7 @@ class DrafterLane:
     def __init__(self, client: DrafterClient, standing: Standing, max_step_tokens: int, timeout_s: float, plan: DraftPlan) -> None:
         self.seats: list[Seat] = []
         self.standing = standing
+        self.work = Work()
         self._client = client
         self._max_step_tokens = max_step_tokens
         self._timeout_s = timeout_s
@@ -55,7 +57,12 @@ class DrafterLane:
                 return_logprobs=False,
                 return_prompt_logprob=any(seat.row.num_draft_tokens == 0 for seat, _ in chunks),
             )
-            session_ns += await self._call([seat for seat, _ in chunks], call, self._took_in)
+            started_ns, num_tokens = now_ns(), sum(num for _, num in chunks)
+            call_ns = await self._call([seat for seat, _ in chunks], call, self._took_in)
+            wall_ns = now_ns() - started_ns
+            self.work.took_in(wall_ns, num_tokens)
+            self.standing.usual.intake.saw(wall_ns, call_ns, num_tokens)
+            session_ns += call_ns
 
     async def propose(self, seats: list[Seat], fuse_every: int) -> int:
         """Ask for the next tokens of these seats' trunks. Returns session time in ns.
@@ -81,7 +88,9 @@ class DrafterLane:
         call = StepCall(rows, num_steps, self._num_candidates, return_logprobs=False, stop=self._stop(seats))
         started_ns = now_ns()
         session_ns = await self._call(seats, call, lambda seat, answer: seat.accept(answer, num_steps))
-        self.standing.pace.saw(now_ns() - started_ns, session_ns, num_steps)
+        wall_ns = now_ns() - started_ns
+        self.work.drafted(wall_ns, num_steps, len(seats))
+        self.standing.usual.drafting.saw(wall_ns, session_ns, num_steps)
         return session_ns
 
     def _stop(self, seats: Sequence[Seat]) -> GrowthStop | None:

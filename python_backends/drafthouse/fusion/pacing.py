@@ -8,6 +8,7 @@ millisecond. Fusing after every token pays it per token.
 import math
 
 SMOOTHING = 0.2  # weight of the newest call
+OUTLIER = 4.0  # a call counts as at most so many times the mean: one that was held up says little about the way
 # A round spends at most as long on its hops as on drafting. Fusing less often than that would save little and fuse little.
 MAX_HOP_SHARE = 1.0
 MAX_INTERVAL = 64
@@ -42,10 +43,15 @@ class Pace:
         self.hop_ns = _mean(self.hop_ns, wall_ns - session_ns)
         self.step_ns = _mean(self.step_ns, session_ns / num_steps)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether any call was seen."""
+        return self.step_ns > 0.0
+
     def interval(self, at_least: int) -> int:
         """See `tokens_between_fusion`."""
         return tokens_between_fusion(self.hop_ns, self.step_ns, at_least)
 
 
 def _mean(mean: float, newest: float) -> float:
-    return mean + SMOOTHING * (newest - mean) if mean > 0.0 else float(newest)
+    return mean + SMOOTHING * (min(newest, OUTLIER * mean) - mean) if mean > 0.0 else float(newest)

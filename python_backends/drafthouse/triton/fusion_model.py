@@ -19,7 +19,7 @@ from drafthouse.triton.remote.settings import MAX_TIMEOUT_MS, RemoteSettings, re
 from drafthouse.triton.schema import FUSION
 from drafthouse.triton.wiring import drafter_model_name, reach_remote_drafters
 
-KNOWN = f"drafters, call_timeout_ms, fuse_every, pace_fusion, {REMOTE_KNOWN}"
+KNOWN = f"drafters, call_timeout_ms, patience_ms, fuse_every, pace_fusion, {REMOTE_KNOWN}"
 MAX_FUSE_EVERY = 64
 START_TIMEOUT_S = 3.0  # what a load waits for remote nodes; who is late joins later
 
@@ -34,6 +34,7 @@ class FusionModel(InnerModel):
         parameters = Parameters.from_triton(args)
         drafters = parameters.names("drafters")
         timeout_ms = parameters.integer("call_timeout_ms", 2000, 1, MAX_TIMEOUT_MS)
+        patience_ms = parameters.integer("patience_ms", round(1e3 * FusionOptions().patience_s), 0, MAX_TIMEOUT_MS)
         fuse_every = parameters.integer("fuse_every", 1, 1, MAX_FUSE_EVERY)
         pace_fusion = parameters.choice("pace_fusion", "auto", ("auto", "on", "off"))
         settings = read_remote(parameters, drafters, timeout_ms)
@@ -42,7 +43,8 @@ class FusionModel(InnerModel):
         self._remote = reach_remote_drafters(settings, repository, version)
         clients = [self._remote.get(name) or self._local(name, timeout_ms / 1e3) for name in drafters]
         limits = [_max_step_tokens(name, settings, repository, version) for name in drafters]
-        options = FusionOptions(timeout_ms / 1e3, fuse_every, pace=pace_fusion == "on" or (pace_fusion == "auto" and bool(self._remote)))
+        is_paced = pace_fusion == "on" or (pace_fusion == "auto" and bool(self._remote))
+        options = FusionOptions(timeout_ms / 1e3, fuse_every, is_paced, patience_ms / 1e3)
         self._num_drafters = len(drafters)
         self._fusion = CollaborativeFusion(clients, limits, options)
         self._loop = new_loop()

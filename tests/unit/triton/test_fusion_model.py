@@ -97,6 +97,7 @@ def test_it_loads_although_no_node_is_there(repository: Path) -> None:
         ({"drafters": "code", "remote__code": "nonsense"}, "field=remote.code value='nonsense'"),
         ({"drafters": "code", "remote__math": "a:1"}, "field=remote.math value='a:1' allowed=drafters, call_timeout_ms"),
         ({"drafters": "code", "remote__code": "a:1", "pace_fusion": "maybe"}, "field=pace_fusion value='maybe' allowed=auto, on, off"),
+        ({"drafters": "code", "patience_ms": "-1"}, "field=patience_ms value='-1'"),
         ({"drafters": "code"}, "field=engine.json"),
     ],
 )
