@@ -100,7 +100,7 @@ def test_the_life_table_is_kaplan_meiers() -> None:
     table = LifeTable(memory=1e9)
     for length, finished in ((2, True), (3, False), (4, True)):
         table.add(length, finished)
-    curve = SurvivalCurve(table.hazards(prior_hazards(10.0), strength=1e-9))
+    curve = SurvivalCurve.from_hazards(table.hazards(prior_hazards(10.0), strength=1e-9))
     assert [curve.survival(t) for t in range(5)] == pytest.approx([1, 1, 2 / 3, 2 / 3, 0], abs=1e-6)
     assert curve.remaining(0, 100) == pytest.approx(10 / 3, abs=1e-5)
     assert curve.remaining(2, 100) == pytest.approx(2.0, abs=1e-5)
@@ -111,7 +111,7 @@ def test_inside_a_wide_bin_lengths_are_taken_as_spread_evenly() -> None:
     table = LifeTable(memory=1e9)
     for length in range(low + 1, high + 1):
         table.add(length, finished=True)
-    curve = SurvivalCurve(table.hazards(prior_hazards(10.0), strength=1e-9))
+    curve = SurvivalCurve.from_hazards(table.hazards(prior_hazards(10.0), strength=1e-9))
     for generated in (0, low, low + 3, high - 1):
         alive = [length - generated for length in range(low + 1, high + 1) if length > generated]
         assert curve.remaining(generated, LONGEST) == pytest.approx(sum(alive) / len(alive), abs=1e-4)
@@ -162,13 +162,13 @@ def test_weights_stay_finite_however_many_requests_end() -> None:
         table.add(7, finished=True)
     assert table.num_requests == pytest.approx(3, rel=0.01)  # 1 + 1/1.5 + 1/1.5² + …
     assert math.isfinite(table.mean_tokens(128.0, 1.0))
-    assert SurvivalCurve(table.hazards(prior_hazards(128.0), 1e-6)).remaining(0, 100) == pytest.approx(7, rel=0.01)
+    assert SurvivalCurve.from_hazards(table.hazards(prior_hazards(128.0), 1e-6)).remaining(0, 100) == pytest.approx(7, rel=0.01)
 
 
 def test_outputs_beyond_the_last_bin_count_as_that_long() -> None:
     table = LifeTable(memory=1e9)
     table.add(10 * LONGEST, finished=True)
-    curve = SurvivalCurve(table.hazards(prior_hazards(10.0), strength=1e-9))
+    curve = SurvivalCurve.from_hazards(table.hazards(prior_hazards(10.0), strength=1e-9))
     assert curve.remaining(0, 20 * LONGEST) == pytest.approx(LONGEST, rel=0.06)
 
 

@@ -92,7 +92,7 @@ class HistogramPredictor:
         if domain is None:
             domain = overall
         elif domain.version != overall.version or domain.num_new * self._options.freshness > domain.table.num_requests:
-            domain.curve = SurvivalCurve(domain.table.hazards(overall.hazards, self._options.domain_strength))
+            domain.curve = SurvivalCurve.from_hazards(domain.table.hazards(overall.hazards, self._options.domain_strength))
             domain.version, domain.num_new = overall.version, 0
         assert domain.curve is not None
         return domain.curve
@@ -101,6 +101,6 @@ class HistogramPredictor:
         overall, options = self._all, self._options
         prior = prior_hazards(overall.table.mean_tokens(options.prior_mean, options.prior_strength))
         overall.hazards = overall.table.hazards(prior, options.prior_strength)
-        overall.curve = SurvivalCurve(overall.hazards)
+        overall.curve = SurvivalCurve.from_hazards(overall.hazards)
         overall.num_new = 0
         overall.version += 1

@@ -1,7 +1,8 @@
 """Length by ridge regression: log L is linear in features of the prompt, up to normal noise; learned online.
 
-μ = w · (1, log prompt_len, domain), log L ~ N(μ, σ²). What has been generated is taken into account by conditioning:
-E[min(L, max_tokens) − t | L > t] of the log-normal distribution, which grows with t as lengths of natural text do. An output that was cut
+μ = w · (1, log prompt_len, domain). What has been generated is taken into account by conditioning, see `posterior`: exp(μ) is a point
+prediction, and the posterior knows how such predictions scatter and which lengths there are. A log-normal law around μ in its place
+did worse where lengths are not log-normal: on the Azure code trace it said 18 % too few tokens. An output that was cut
 at c tokens counts with E[log L | L > c] under what is believed at that moment, the expectation step of the censored ("Tobit") regression
 (Schmee and Hahn, Technometrics 21, 1979). F = number of features, growing with the domains seen.
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drafthouse.scheduling.estimates.lengths import PRIOR_MEAN_TOKENS, ArrivalPredictions, LengthError
+from drafthouse.scheduling.estimates.posterior import PointPosterior, PosteriorOptions
 from drafthouse.scheduling.policy import Schedulable
 
 _NUM_COMMON = 2  # 1, log prompt_len
@@ -58,6 +60,7 @@ class RidgePredictor:
         self._squares, self._num, self._num_new = 0.0, 0.0, 0
         self._sigma = options.prior_sigma
         self._prior_log = log(options.prior_mean) - options.prior_sigma**2 / 2  # the log-normal's mean is exp(μ + σ²/2)
+        self._posterior = PointPosterior(options=PosteriorOptions(prior_mean=options.prior_mean, memory=options.memory))
         self._arrivals = ArrivalPredictions()
 
     @property
@@ -69,7 +72,7 @@ class RidgePredictor:
         """See `LengthPredictor`."""
         num_tokens = request.num_output_tokens
         mean = self._mean(self._log_prompt(request), self._columns.get(request.domain))
-        expected = max(1.0, lognormal_remaining(mean, self._sigma, num_tokens, request.max_tokens))
+        expected = max(1.0, self._posterior.curve(request.request_uid, mean).remaining(num_tokens, request.max_tokens))
         if not num_tokens:
             self._arrivals.remember(request.request_uid, expected)
         return expected
@@ -77,6 +80,7 @@ class RidgePredictor:
     def observe(self, request: Schedulable, finished: bool) -> None:
         """See `LengthPredictor`. An empty output counts as one token; one that was cut before its first token teaches nothing."""
         self._arrivals.settle(request, finished)
+        self._posterior.observe(request, finished)
         length = request.num_output_tokens
         if length < 1 and not finished:
             return
@@ -133,21 +137,6 @@ class RidgePredictor:
         strength = options.prior_strength
         self._sigma = sqrt((self._squares + strength * options.prior_sigma**2) / (self._num + strength))
         self._num_new = 0
-
-
-def lognormal_remaining(mean: float, sigma: float, num_tokens: int, cap: int) -> float:
-    """E[min(L, cap) − num_tokens | L > num_tokens] for log L ~ N(mean, sigma²); 0 at the cap."""
-    if num_tokens >= cap:
-        return 0.0
-    z_cap = (log(cap) - mean) / sigma
-    whole = exp(mean + sigma * sigma / 2)
-    above_cap = _tail(z_cap)
-    if not num_tokens:
-        return whole * (1.0 - _tail(z_cap - sigma)) + cap * above_cap
-    z = (log(num_tokens) - mean) / sigma
-    if z > _FARTHEST:  # the tail there is Pareto's with exponent z / sigma, as good as
-        return min(cap - num_tokens, num_tokens * sigma / z)
-    return (whole * (_tail(z - sigma) - _tail(z_cap - sigma)) + cap * above_cap) / _tail(z) - num_tokens
 
 
 def _tail(z: float) -> float:

@@ -8,6 +8,7 @@ nowhere else.
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Self
 
 _NUM_EXACT = 32  # bins of one token
 _GROWTH = 1.1  # from one bin's width to the next
@@ -23,7 +24,7 @@ def _edges() -> tuple[int, ...]:
 
 EDGES = _edges()  # bin i holds the lengths EDGES[i] < L <= EDGES[i + 1]
 NUM_BINS = len(EDGES) - 1
-_WIDTHS = tuple(float(high - low) for low, high in pairwise(EDGES))
+WIDTHS = tuple(float(high - low) for low, high in pairwise(EDGES))
 _RESCALE_AT = 1e12
 
 
@@ -57,7 +58,7 @@ class LifeTable:
             self._num_ended += weight
         else:
             self._censored[bin_no] += weight
-            self._partial[bin_no] += weight * (length - EDGES[bin_no]) / _WIDTHS[bin_no]  # part of the bin that it is known to have lived
+            self._partial[bin_no] += weight * (length - EDGES[bin_no]) / WIDTHS[bin_no]  # part of the bin that it is known to have lived
         self._exposed += weight
         self._num_tokens += weight * length
         self._last = max(self._last, bin_no)
@@ -96,29 +97,46 @@ class LifeTable:
 
 
 class SurvivalCurve:
-    """P(L > t) from hazards, and the expected rest of an output; linear inside a bin."""
+    """P(L > t), and the expected rest of an output; linear inside a bin."""
 
     __slots__ = ("_alive", "_area", "_slope")
 
-    def __init__(self, hazards: Sequence[float]) -> None:
+    def __init__(self, alive: Sequence[float], slope: Sequence[float], area: Sequence[float]) -> None:
+        """All up to a common factor.
+
+        Args:
+            alive: P(L > t) at the edges, [NUM_BINS + 1]; slope: its change per token in every bin, [NUM_BINS];
+            area: the sum of P(L > t) over all t from an edge on, [NUM_BINS + 1].
+        """
+        self._alive, self._slope, self._area = alive, slope, area
+
+    @classmethod
+    def from_hazards(cls, hazards: Sequence[float]) -> Self:
         """Args: hazards: [NUM_BINS], each in [0, 1)."""
         alive, slope = [1.0], []
-        for hazard, width in zip(hazards, _WIDTHS, strict=True):
+        for hazard, width in zip(hazards, WIDTHS, strict=True):
             slope.append(-alive[-1] * hazard / width)
             alive.append(alive[-1] * (1.0 - hazard))
         area, total = [0.0] * (NUM_BINS + 1), 0.0
         for i in range(NUM_BINS - 1, -1, -1):
-            width = _WIDTHS[i]
+            width = WIDTHS[i]
             total += width * (alive[i] + slope[i] * (width - 1.0) / 2.0)
             area[i] = total
-        self._alive, self._slope, self._area = alive, slope, area
+        return cls(alive, slope, area)
+
+    def masses(self) -> list[float]:
+        """P(L in bin i), [NUM_BINS]; the last bin has all that is longer."""
+        alive = self._alive
+        masses = [low - high for low, high in pairwise(alive)]
+        masses[-1] += alive[NUM_BINS]
+        return masses
 
     def survival(self, num_tokens: int) -> float:
         """P(L > num_tokens)."""
         if num_tokens >= LONGEST:
-            return self._alive[NUM_BINS]
+            return self._alive[NUM_BINS] / self._alive[0]
         i = bisect_right(EDGES, num_tokens) - 1
-        return self._alive[i] + (num_tokens - EDGES[i]) * self._slope[i]
+        return (self._alive[i] + (num_tokens - EDGES[i]) * self._slope[i]) / self._alive[0]
 
     def remaining(self, num_tokens: int, cap: int) -> float:
         """E[min(L, cap) − num_tokens | L > num_tokens] = Σ P(L > s) / P(L > num_tokens) over num_tokens <= s < cap; 0 at the cap."""
