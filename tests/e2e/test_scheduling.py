@@ -19,7 +19,7 @@ from e2e.test_modes import domain_prompts
 from e2e.wire import grpc_generate
 
 Output = tuple[tuple[int, ...], str, str | None]  # ids, text, why it ended
-NUM_REQUESTS = 16
+NUM_REQUESTS = 12
 PREEMPTIVE = "las"
 AS_SHIPPED = {"policy": "fcfs", "length_predictor": "histogram", "slots": "8", "max_batch": "0"}
 CROWDED = {"slots": "2", "max_batch": "1"}
@@ -40,7 +40,7 @@ def _as_it_was(server: TritonServer) -> Iterator[None]:
 
 def ask(client: Client, index: int, prompt: str) -> Output:
     """One answer: every second one as a stream, every third one sampled, of very unequal lengths."""
-    options = GenerateOptions(max_tokens=(4, 12, 40)[index % 3], **({"temperature": 0.8, "seed": index} if index % 3 == 1 else {}))
+    options = GenerateOptions(max_tokens=(4, 10, 30)[index % 3], **({"temperature": 0.8, "seed": index} if index % 3 == 1 else {}))
     if index % 2:
         answer = client.generate(prompt, options)
         return answer.output_ids, answer.text, answer.finish_reason
@@ -107,10 +107,10 @@ def test_a_stream_goes_on_where_a_more_urgent_request_broke_it_off(server: Trito
 
 def test_a_preempted_request_that_is_late_is_told_so_once(server: TritonServer) -> None:
     switch_to(server, policy=PREEMPTIVE, max_batch="1")
-    fields = {"text_input": PROMPT, "max_tokens": 400, "min_tokens": 400, "num_draft_tokens": 0}
+    fields = {"text_input": PROMPT, "max_tokens": 300, "min_tokens": 300, "num_draft_tokens": 0}
     answers = []
     late = threading.Thread(
-        target=lambda: answers.append(grpc_generate(server.grpc_address, {**fields, "deadline_ms": 1000, "stream": True}))
+        target=lambda: answers.append(grpc_generate(server.grpc_address, {**fields, "deadline_ms": 700, "stream": True}))
     )
     with Client(server.grpc_address) as client:
         late.start()
