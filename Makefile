@@ -86,9 +86,9 @@ lock:
 	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv==0.13.8; }
 	@for version in 3.11 3.12; do \
 	  tag=py$${version/./}; all=$$(mktemp); cp deploy/locks/$$tag-dev.txt $$all || true; echo "==> resolving for Python $$version"; \
-	  .venv-lock/bin/uv pip compile pyproject.toml --extra cpu-server --extra editable --extra plot --extra train --extra dev \
+	  .venv-lock/bin/uv pip compile pyproject.toml --extra cpu-server --extra editable --extra plot --extra load --extra train --extra dev \
 	    $(LOCK_ARGS) --python-version $$version --output-file $$all; \
-	  { echo "# Written by \`make lock\` from pyproject.toml: cpu-server, editable, plot, train, dev."; \
+	  { echo "# Written by \`make lock\` from pyproject.toml: cpu-server, editable, plot, load, train, dev."; \
 	    sed 's/+cpu$$//' $$all | grep --extended-regexp --invert-match '^(nvidia-c|nvidia-n|cuda-|triton==)'; } > deploy/locks/$$tag-dev.txt; \
 	  { echo "# Written by \`make lock\` from pyproject.toml: cpu-server, editable, plot."; \
 	    .venv-lock/bin/uv pip compile pyproject.toml --extra cpu-server --extra editable --extra plot $(LOCK_ARGS) \
