@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from drafthouse.core.errors import ClientError
 from drafthouse.scheduling.estimates.registry import LENGTH_PREDICTORS, LengthPredictorRegistry
-from drafthouse.scheduling.estimates.ridge import RidgeOptions, RidgePredictor, lognormal_remaining
+from drafthouse.scheduling.estimates.ridge import RidgeOptions, RidgePredictor
 from fakes.estimated_request import EstimatedRequest, end_with
 
 OFFSETS = {"code": 0.5, "math": -0.7, "": 0.0}
@@ -38,14 +40,14 @@ def _expected(domain: str, prompt_len: int, sigma: float = 0.5, intercept: float
 
 def test_before_any_data_the_prior_is_stated() -> None:
     predictor = RidgePredictor(RidgeOptions(prior_mean=70.0))
-    assert _total(predictor, "code", 10) == _total(predictor, "", 1000) == pytest.approx(70)
+    assert _total(predictor, "code", 10) == _total(predictor, "", 1000) == pytest.approx(70, rel=0.05)
     assert _total(predictor, "code", 10, cap=5) < 5
 
 
 @pytest.mark.parametrize("domain", OFFSETS)
 @pytest.mark.parametrize("prompt_len", [30, 150, 800])
 def test_learns_what_the_prompt_says(domain: str, prompt_len: int) -> None:
-    assert _total(_FULL, domain, prompt_len) == pytest.approx(_expected(domain, prompt_len), rel=0.1)
+    assert _total(_FULL, domain, prompt_len) == pytest.approx(_expected(domain, prompt_len), rel=0.15)
 
 
 def test_reports_its_error() -> None:
@@ -64,25 +66,35 @@ def test_cut_outputs_do_not_shorten_the_others(domain: str) -> None:
 
 
 def test_what_was_generated_is_taken_into_account() -> None:
-    lengths = np.exp(np.random.default_rng(1).normal(3.5, 0.5, 200_000))
+    usual = math.log(_expected("code", 150, sigma=0.0))
+    lengths = np.exp(np.random.default_rng(1).normal(usual, 0.5, 200_000))
     for cap in (100, 10**6):
-        for generated in (0, 1, 10, 33, 80):
+        for generated in (0, 10, 33, 80):
             left = np.minimum(lengths[lengths > generated], cap) - generated
-            assert lognormal_remaining(3.5, 0.5, generated, cap) == pytest.approx(left.mean(), rel=0.02)
+            request = EstimatedRequest(10**9, "code", 150, cap, generated)
+            assert _FULL.predict_remaining(request) == pytest.approx(left.mean(), rel=0.15)
 
 
 def test_far_beyond_what_was_expected_the_answer_stays_sane() -> None:
-    lasts = [lognormal_remaining(3.5, 0.05, generated, 10**9) for generated in (100, 140, 147, 149, 160, 10**4, 10**8)]
-    assert lasts == sorted(lasts)
-    assert 0 < lasts[0] < 1
-    assert lognormal_remaining(3.5, 0.05, 10**4, 10**4 + 2) <= 2
-    assert lognormal_remaining(3.5, 0.05, 10**4, 10**4) == 0.0
     predictor = RidgePredictor()
     for uid in range(300):
         end_with(predictor, EstimatedRequest(uid, "code"), 30)
     end_with(predictor, EstimatedRequest(300, "code", max_tokens=10**9), 10**12)  # cut 40 standard deviations out
     assert np.isfinite(_total(predictor, "code", 100))
-    assert 1 <= predictor.predict_remaining(EstimatedRequest(301, "code", num_output_tokens=5000, max_tokens=5001)) <= 1
+    for generated, cap in ((5000, 5001), (5000, 5000), (10**7, 10**9)):
+        request = EstimatedRequest(301, "code", num_output_tokens=generated, max_tokens=cap)
+        assert 1 <= predictor.predict_remaining(request) <= max(1, cap - generated)
+
+
+def test_lengths_need_not_be_log_normal() -> None:
+    """Nearly all are short, a few are very long: a log-normal law around the prediction would say far too little."""
+    predictor, rng = RidgePredictor(), np.random.default_rng(3)
+    lengths = np.where(rng.random(4000) < 0.97, 10, 1500)
+    for uid, length in enumerate(lengths):
+        end_with(predictor, EstimatedRequest(uid, "code"), int(length))
+    assert _total(predictor, "code", 100) == pytest.approx(lengths.mean(), rel=0.15)
+    underway = EstimatedRequest(10**8, "code", num_output_tokens=200)
+    assert predictor.predict_remaining(underway) == pytest.approx(1300, rel=0.15)
 
 
 def test_a_domain_with_little_data_is_drawn_to_the_others() -> None:
