@@ -181,22 +181,27 @@ async def _with_one_preempted(rig: Rig, soon: dict[str, int]) -> tuple[FakeSink,
     while len(high.chunks) < 2:
         await asyncio.sleep(0)
     rig.target.gate.clear()
-    assert rig.pipeline.snapshot().scheduling.num_preempted == 1
     return low, urgent, high
 
 
+@pytest.mark.parametrize("slots", [1, 2])
 @pytest.mark.parametrize("ends_by", ["deadline", "cancel"])
 @async_test
-async def test_a_preempted_request_is_answered_once_and_gives_up_its_slot(ends_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_preempted_request_is_answered_once_and_gives_up_its_slot(
+    ends_by: str, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("drafthouse.pipeline.loop.SWEEP_PERIOD_S", 0.002)
-    async with running(PipelineConfig(policy=_Impatient.name, max_batch=1)) as rig:
+    async with running(PipelineConfig(policy=_Impatient.name, slots=slots, max_batch=1)) as rig:
         deadline = {"deadline_ns": time.monotonic_ns() + 200_000_000} if ends_by == "deadline" else {}
         low, urgent, high = await _with_one_preempted(rig, deadline)
+        snapshot = rig.pipeline.snapshot()
+        assert (snapshot.num_running, snapshot.scheduling.num_preempted, snapshot.num_waiting) == (1, slots - 1, 2 - slots)
         low.cancelled = ends_by == "cancel"
         await low.done.wait()
         codes = {"deadline": (ErrorCode.DEADLINE_EXCEEDED, "deadline_ms"), "cancel": (ErrorCode.CANCELLED, "request")}
         assert error_of(low) == codes[ends_by]
-        assert rig.pipeline.snapshot().scheduling.num_preempted == 0
+        snapshot = rig.pipeline.snapshot()
+        assert (snapshot.num_running, snapshot.scheduling.num_preempted, snapshot.num_waiting) == (1, 0, 0)
         rig.target.gate.set()
         await high.done.wait()
         expect_reference(urgent, high)
