@@ -44,12 +44,14 @@ class PrefillStage:
         self._drafts = drafts
         self._limits = limits
         self._config = config
-        # What one verification leaves uncached is at most its accepted path and the bonus token.
-        self._max_decode_tokens = min(config.max_num_draft_tokens + 1, limits.max_step_tokens)
 
     def is_due(self, state: RequestState) -> bool:
-        """Whether the request has to be prefilled before it can be verified."""
-        return state.num_output_tokens == 0 or state.num_uncached > self._max_decode_tokens
+        """Whether the request has to be prefilled before it can be verified.
+
+        What a verification leaves uncached, its accepted path and the bonus token, fits the next one: a draft that was continued while it
+        was verified may be deeper than any that is asked for at a time.
+        """
+        return state.num_output_tokens == 0 or state.num_uncached > self._limits.max_step_tokens
 
     async def run(self, active: Sequence[RequestState], stats: RoundStats) -> None:
         """One chunk for each request that is due, within the round's budget; the last chunk gives a token.
