@@ -171,9 +171,9 @@ async def test_drafters_with_fewer_slots_hold_nobody_up(policy: str) -> None:
             expect_reference(request, sink)
 
 
-async def _with_one_preempted(rig: Rig, soon: dict[str, int]) -> tuple[FakeSink, GenerationRequest, FakeSink]:
+async def _with_one_preempted(rig: Rig, deadline_ns: int) -> tuple[FakeSink, GenerationRequest, FakeSink]:
     """A request that was preempted in mid-stream by a more urgent one, under whose verification the target hangs."""
-    low = rig.submit(make_request((1, 2), 150, end_ids=(), stream=True, **soon))
+    low = rig.submit(make_request((1, 2), 150, end_ids=(), stream=True, deadline_ns=deadline_ns))
     while len(low.chunks) < 3:
         await asyncio.sleep(0)
     urgent = make_request((3, 4), 40, end_ids=(), stream=True, priority=5)
@@ -192,11 +192,13 @@ async def test_a_preempted_request_is_answered_once_and_gives_up_its_slot(
 ) -> None:
     monkeypatch.setattr("drafthouse.pipeline.loop.SWEEP_PERIOD_S", 0.002)
     async with running(PipelineConfig(policy=_Impatient.name, slots=slots, max_batch=1)) as rig:
-        deadline = {"deadline_ns": time.monotonic_ns() + 200_000_000} if ends_by == "deadline" else {}
-        low, urgent, high = await _with_one_preempted(rig, deadline)
+        low, urgent, high = await _with_one_preempted(rig, deadline_ns=(an_hour_later := time.monotonic_ns() + 3_600_000_000_000))
         snapshot = rig.pipeline.snapshot()
         assert (snapshot.num_running, snapshot.scheduling.num_preempted, snapshot.num_waiting) == (1, slots - 1, 2 - slots)
-        low.cancelled = ends_by == "cancel"
+        if ends_by == "cancel":
+            low.cancelled = True
+        else:
+            monkeypatch.setattr(time, "monotonic_ns", lambda: an_hour_later)
         await low.done.wait()
         codes = {"deadline": (ErrorCode.DEADLINE_EXCEEDED, "deadline_ms"), "cancel": (ErrorCode.CANCELLED, "request")}
         assert error_of(low) == codes[ends_by]
