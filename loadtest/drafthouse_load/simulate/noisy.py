@@ -2,52 +2,50 @@
 
 import math
 
+import numpy as np
+
 from drafthouse.scheduling.estimates.lengths import ArrivalPredictions, LengthError
+from drafthouse.scheduling.estimates.posterior import PointPosterior
 from drafthouse.scheduling.policy import Schedulable
 from drafthouse_load.simulate.workload import Workload
 
-_SQRT_HALF = math.sqrt(0.5)
+LEAST_READ_SIGMA = 0.05  # below, a prediction is taken as it is
 
 
 class NoisyLengths:
-    """Predicts P = L · exp(σ z), z standard normal and fixed per request; σ = 0 is perfect knowledge of lengths.
+    """Knows of each request P = L · exp(σ z), z standard normal and fixed per request; σ = 0 is perfect knowledge of lengths.
 
-    What remains after g tokens follows from P as from any prediction whose error is known: ln L is normal around ln P with deviation σ, cut
-    below by what is there already, so the mean is P · exp(σ²/2) · Φ(σ - d) / Φ(-d) - g with d = (ln g - ln P) / σ. For g = 0 that is a
-    constant factor above P; once a request has outlived its prediction it grows, where P - g would say that the end is near for ever.
+    What is expected given P, and given what has been generated, is the server's own `PointPosterior`: whoever has outlived its prediction
+    is expected to go on, where P less what is there would say for ever that the end is near. All policies get the same expectation.
     """
 
     name = "noisy"
 
     def __init__(self, workload: Workload, sigma: float) -> None:
         """``sigma``: σ >= 0."""
-        self._sigma = sigma
-        self._log_predicted = [math.log(length) + sigma * z for length, z in zip(workload.output_len, workload.length_noise, strict=True)]
+        log_predicted = np.log(workload.output_len) + sigma * workload.length_noise
+        self._log_predicted: list[float] = log_predicted.tolist()
+        self._posterior = PointPosterior(sigma) if sigma >= LEAST_READ_SIGMA else None
         self._arrivals = ArrivalPredictions()
 
     def predict_remaining(self, request: Schedulable) -> float:
         """See `LengthPredictor`."""
-        num_tokens = request.num_output_tokens
-        expected = self._expected_length(request.request_uid, num_tokens) - num_tokens
+        num_tokens, log_predicted = request.num_output_tokens, self._log_predicted[request.request_uid]
+        if self._posterior is None:
+            expected = min(math.exp(log_predicted), request.max_tokens) - num_tokens
+        else:
+            expected = self._posterior.curve(request.request_uid, log_predicted).remaining(num_tokens, request.max_tokens)
+        expected = max(1.0, expected)
         if not num_tokens:
             self._arrivals.remember(request.request_uid, expected)
-        return min(max(expected, 1.0), max(1.0, request.max_tokens - num_tokens))
+        return expected
 
     def observe(self, request: Schedulable, finished: bool) -> None:
-        """See `LengthPredictor`. It learns nothing: it knows."""
+        """See `LengthPredictor`."""
         self._arrivals.settle(request, finished)
+        if self._posterior is not None:
+            self._posterior.observe(request, finished)
 
     def error(self) -> LengthError:
         """See `LengthPredictor`."""
         return self._arrivals.figures()
-
-    def _expected_length(self, request_uid: int, num_tokens: int) -> float:
-        sigma, log_predicted = self._sigma, self._log_predicted[request_uid]
-        if not sigma:
-            return math.exp(log_predicted)
-        mean = math.exp(log_predicted + sigma * sigma / 2)
-        if not num_tokens:
-            return mean
-        # Φ(x) = erfc(-x / √2) / 2. d is at most |z|, because no request generates more than its true length: nothing underflows.
-        deviations = (math.log(num_tokens) - log_predicted) / sigma
-        return mean * math.erfc((deviations - sigma) * _SQRT_HALF) / math.erfc(deviations * _SQRT_HALF)
