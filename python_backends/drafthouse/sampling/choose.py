@@ -65,7 +65,7 @@ class Chooser:
         softmax(logits / temperature) before bans and filters (of softmax(logits) at temperature 0).
         """
         allowed = _without_banned(logits, bans)
-        groups = _groups(segments)
+        groups = group_segments(segments)
         top = np.empty((len(logits), max(1, num_candidates)), np.int64)
         probs = np.empty((len(logits), num_candidates), np.float32)
         for group in groups:
@@ -81,12 +81,16 @@ class Chooser:
         logprobs = self.log_probs_of(logits, sampled) if with_logprobs else logits[np.arange(len(logits)), sampled] * np.float32(0.0)
         return Choices(sampled.astype(np.int32), logprobs, candidates, probs)
 
+    def join(self, parts: Sequence[FloatArray]) -> FloatArray:
+        """The rows of all ``parts``, one after the other."""
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
     def log_probs_of(self, logits: FloatArray, token_ids: IntArray) -> FloatArray:
         """Natural log-softmax ``[n]`` of ``logits [n, V]`` at one token id per row."""
         picked: FloatArray = logits[np.arange(len(logits)), token_ids] - self._log_sum_exp(logits)
         return picked
 
-    def _scores(self, group: "_Group", logits: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def _scores(self, group: "NodeGroup", logits: FloatArray) -> tuple[FloatArray, FloatArray]:
         """What to rank the group's ``logits [n, V]`` by (-inf where filtered), and logits / temperature."""
         params = group.segments[0].params
         if params.temperature == 0:
@@ -103,7 +107,7 @@ class Chooser:
             ranked += scaled
         return ranked, scaled
 
-    def _rank_survivors(self, group: "_Group", scaled: FloatArray, ranked: FloatArray, part: slice) -> None:
+    def _rank_survivors(self, group: "NodeGroup", scaled: FloatArray, ranked: FloatArray, part: slice) -> None:
         """Writes the noisy scores of what passes the filters into ``ranked``, for the nodes in ``part``."""
         params = group.segments[0].params
         weights = self._weights(scaled[part])
@@ -151,7 +155,7 @@ class Chooser:
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
+class NodeGroup:
     """Nodes that share temperature and filters."""
 
     segments: list[Segment]
@@ -163,19 +167,21 @@ class _Group:
         return np.float32(self.segments[0].params.temperature or 1.0)
 
     def nodes(self) -> IntArray:
+        """``[n]``, the rows of the logits that belong to the group, in the order of its segments."""
         ranges = [np.arange(first, first + len(part.positions)) for first, part in zip(self.first_nodes, self.segments, strict=True)]
         return np.concatenate(ranges)
 
 
-def _groups(segments: Sequence[Segment]) -> list[_Group]:
-    groups: dict[tuple[float, int, float], _Group] = {}
+def group_segments(segments: Sequence[Segment]) -> list[NodeGroup]:
+    """The segments' nodes, those together that are ranked in the same way."""
+    groups: dict[tuple[float, int, float], NodeGroup] = {}
     first = 0
     for segment in segments:
         params = segment.params
         key = (params.temperature, params.top_k, params.top_p) if params.temperature else (0.0, 0, 1.0)
         group = groups.get(key)
         if group is None:
-            group = groups[key] = _Group([], [])
+            group = groups[key] = NodeGroup([], [])
         group.segments.append(segment)
         group.first_nodes.append(first)
         first += len(segment.positions)

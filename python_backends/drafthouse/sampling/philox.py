@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 UInt32Array = NDArray[np.uint32]
 
 ROUNDS = 10
-_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], np.uint64)  # for counter words 0 and 2
-_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)  # golden ratio, sqrt(3) - 1
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # for counter words 0 and 2
+_FACTORS = np.array(MULTIPLIERS, np.uint64)[:, None]
+KEY_STEPS = (0x9E3779B9, 0xBB67AE85)  # golden ratio, sqrt(3) - 1
 _LOW, _HIGH = (0, 1) if sys.byteorder == "little" else (1, 0)  # halves of a 64-bit product in memory
 
 
 def key_schedule(key: int) -> UInt32Array:
     """The ten round keys ``[10, 2, 1]`` of a 64-bit key; its low word is Random123's key word 0."""
     words = (key & 0xFFFFFFFF, key >> 32)
-    rounds = [[(word + step * index) & 0xFFFFFFFF for word, step in zip(words, _KEY_STEPS, strict=True)] for index in range(ROUNDS)]
+    rounds = [[(word + step * index) & 0xFFFFFFFF for word, step in zip(words, KEY_STEPS, strict=True)] for index in range(ROUNDS)]
     return np.array(rounds, np.uint32)[:, :, None]
 
 
@@ -30,7 +31,7 @@ def philox4x32(counters: UInt32Array, schedule: UInt32Array) -> UInt32Array:
     products = [np.empty(even.shape, np.uint64) for _ in range(2)]
     halves = [product.view(np.uint32)[::-1] for product in products]
     for index, round_key in enumerate(schedule):
-        np.multiply(even, _MULTIPLIERS, out=products[index % 2])
+        np.multiply(even, _FACTORS, out=products[index % 2])
         np.bitwise_xor(halves[index % 2][:, _HIGH::2], odd, out=even)
         np.bitwise_xor(even, round_key, out=even)
         odd = halves[index % 2][:, _LOW::2]
