@@ -24,8 +24,7 @@ def _end(posterior: PointPosterior, uid: int, length: int, log_predicted: float,
 def _fed(posterior: PointPosterior, count: int = 4000, slope: float = 1.0, cap: int = 10**6, seed: int = 0) -> PointPosterior:
     """ln P = 1 + slope · ln L + noise, or 0 + ln L + noise where slope is 1."""
     rng = np.random.default_rng(seed)
-    for uid in range(count):
-        length = int(rng.choice(LENGTHS, p=CHANCES))
+    for uid, length in enumerate(rng.choice(LENGTHS, count, p=CHANCES).tolist()):
         _end(posterior, uid, length, (slope != 1.0) + slope * math.log(length) + SIGMA * rng.standard_normal(), cap)
     return posterior
 
@@ -69,8 +68,8 @@ def test_any_scale_of_predictions_is_measured_and_cut_outputs_do_not_disturb_it(
 
 def test_a_predictor_that_always_says_the_same_leaves_the_lengths_seen() -> None:
     posterior, rng = PointPosterior(options=PosteriorOptions(memory=1e6)), np.random.default_rng(1)
-    for uid in range(3000):
-        _end(posterior, uid, int(rng.choice(LENGTHS, p=CHANCES)), 4.0)
+    for uid, length in enumerate(rng.choice(LENGTHS, 3000, p=CHANCES).tolist()):
+        _end(posterior, uid, length, 4.0)
     mean = sum(chance * length for chance, length in zip(CHANCES, LENGTHS, strict=True))
     assert posterior.curve(-1, 4.0).remaining(0, 10**6) == pytest.approx(mean, rel=0.05)
 
