@@ -1,7 +1,6 @@
 """More requests than slots, under every policy: the same texts, every request answered once, every slot given back."""
 
 import asyncio
-import random
 import time
 from collections import Counter
 
@@ -10,12 +9,10 @@ import pytest
 from drafthouse.core.errors import ErrorCode
 from drafthouse.engine.contract import EngineLimits, RowStatus, StepRow
 from drafthouse.pipeline.config import PipelineConfig
-from drafthouse.pipeline.contract import FinishReason, GenerationRequest
-from drafthouse.scheduling.estimates.registry import LENGTH_PREDICTORS
-from drafthouse.scheduling.estimates.service import Estimator
+from drafthouse.pipeline.contract import GenerationRequest
 from drafthouse.scheduling.policies.registry import POLICIES
 from drafthouse.scheduling.policy import Rank, Schedulable
-from drafthouse_load.replay.virtual_time import run_virtual
+from fakes.pipeline_crowd import Impatient, a_crowd, register_impatient
 from fakes.pipeline_harness import Rig, async_test, expect_reference, make_request, running
 from fakes.pipeline_model import VOCAB_SIZE
 from fakes.pipeline_sink import FakeSink, error_of
@@ -25,40 +22,9 @@ SHIPPED = tuple(name for name in POLICIES.names if not name.startswith("test-"))
 MANY_SLOTS = EngineLimits(max_step_tokens=32, usable_context=200, vocab_size=VOCAB_SIZE, slots=64)
 
 
-class _Impatient:
-    """Preempts after every round, and would rather begin something new than go on."""
-
-    name = "test-impatient"
-
-    def rank(self, request: Schedulable) -> Rank:
-        return request.prompt_len + request.num_output_tokens - request.num_uncached, -request.sequence_no
-
-    def may_preempt(self, challenger: Rank, running: Rank) -> bool:
-        return True
-
-    def queue_of(self, request: Schedulable) -> int:
-        return int(request.num_output_tokens > 0)
-
-
 @pytest.fixture(autouse=True)
 def _impatient() -> None:
-    if _Impatient.name not in POLICIES.names:
-        POLICIES.register(_Impatient.name, lambda estimator: _Impatient())
-
-
-def a_crowd(count: int) -> list[GenerationRequest]:
-    rng = random.Random(count)
-    return [
-        make_request(
-            [rng.randrange(1, 18) for _ in range(rng.choice([1, 5, 33, 80]))],
-            rng.choice([1, 7, 40]),
-            stream=rng.random() < 0.5,
-            temperature=rng.choice([0.0, 0.8]),
-            seed=rng.randrange(5),
-            priority=rng.choice([0, 0, 0, 3]),
-        )
-        for _ in range(count)
-    ]
+    register_impatient()
 
 
 def text_of(sink: FakeSink) -> tuple[str, tuple[int, ...]]:
@@ -81,7 +47,7 @@ def in_64_slots() -> list[tuple[str, tuple[int, ...]]]:
     return answers
 
 
-@pytest.mark.parametrize(("policy", "overlap"), [*((name, "auto") for name in SHIPPED), (_Impatient.name, "on"), (_Impatient.name, "off")])
+@pytest.mark.parametrize(("policy", "overlap"), [*((name, "auto") for name in SHIPPED), (Impatient.name, "on"), (Impatient.name, "off")])
 @async_test
 async def test_64_requests_share_4_slots(policy: str, overlap: str, in_64_slots: list[tuple[str, tuple[int, ...]]]) -> None:
     async with running(PipelineConfig(policy=policy, overlap=overlap)) as rig:
@@ -91,11 +57,11 @@ async def test_64_requests_share_4_slots(policy: str, overlap: str, in_64_slots:
             expect_reference(request, sink)
         assert [text_of(sink) for sink in sinks] == in_64_slots
         assert max(len(call.rows) for call in rig.target.calls) == 4
-        assert (rig.pipeline.snapshot().scheduling.num_evictions > 50) or policy != _Impatient.name
+        assert (rig.pipeline.snapshot().scheduling.num_evictions > 50) or policy != Impatient.name
 
 
 @pytest.mark.parametrize("max_batch", [1, 3])
-@pytest.mark.parametrize("policy", [*SHIPPED, _Impatient.name])
+@pytest.mark.parametrize("policy", [*SHIPPED, Impatient.name])
 @async_test
 async def test_while_slots_are_free_preemption_costs_no_cache(policy: str, max_batch: int) -> None:
     async with running(PipelineConfig(policy=policy, max_batch=max_batch)) as rig:
@@ -105,7 +71,7 @@ async def test_while_slots_are_free_preemption_costs_no_cache(policy: str, max_b
         snapshot = rig.pipeline.snapshot()
         assert max(len(call.rows) for call in rig.target.calls) == snapshot.max_batch == max_batch
         assert snapshot.scheduling.num_evictions == snapshot.sums.num_recomputed_tokens == 0
-        if policy == _Impatient.name:
+        if policy == Impatient.name:
             assert snapshot.scheduling.num_preemptions > 5
         if policy == "fcfs":
             assert snapshot.scheduling.num_preemptions == 0
@@ -123,7 +89,7 @@ async def test_what_is_computed_again_is_counted_to_the_token() -> None:
         return None
 
     target.row_status = count
-    async with running(PipelineConfig(policy=_Impatient.name, slots=2), target) as rig:
+    async with running(PipelineConfig(policy=Impatient.name, slots=2), target) as rig:
         requests = [make_request([item] * 40, 30, end_ids=(), stream=True) for item in range(1, 7)]
         for request, sink in zip(requests, await rig.generate(*requests), strict=True):
             expect_reference(request, sink)
@@ -136,7 +102,7 @@ async def test_what_is_computed_again_is_counted_to_the_token() -> None:
 @async_test
 async def test_whoever_got_a_slot_gets_a_token_out_of_it() -> None:
     """Two prompts of several chunks and one slot, under a policy that always prefers the other one."""
-    async with running(PipelineConfig(policy=_Impatient.name, slots=1, adaptation="off")) as rig:
+    async with running(PipelineConfig(policy=Impatient.name, slots=1, adaptation="off")) as rig:
         requests = [make_request([item] * 150, 10, end_ids=(), num_draft_tokens=0) for item in (1, 2)]
         for request, sink in zip(requests, await rig.generate(*requests), strict=True):
             expect_reference(request, sink)
@@ -145,7 +111,7 @@ async def test_whoever_got_a_slot_gets_a_token_out_of_it() -> None:
 
 @async_test
 async def test_a_cache_that_expired_while_its_request_was_preempted_heals() -> None:
-    async with running(PipelineConfig(policy=_Impatient.name, max_batch=1)) as rig:
+    async with running(PipelineConfig(policy=Impatient.name, max_batch=1)) as rig:
         requests = [make_request([item] * 40, 30, end_ids=(), stream=True) for item in range(1, 5)]
         sinks = [rig.submit(request) for request in requests]
         while len(rig.target.calls) < 20:
@@ -161,7 +127,7 @@ async def test_a_cache_that_expired_while_its_request_was_preempted_heals() -> N
         assert sums.num_recomputed_tokens >= 40 * (len(preempted) - 1)
 
 
-@pytest.mark.parametrize("policy", [*SHIPPED, _Impatient.name])
+@pytest.mark.parametrize("policy", [*SHIPPED, Impatient.name])
 @async_test
 async def test_drafters_with_fewer_slots_hold_nobody_up(policy: str) -> None:
     async with running(PipelineConfig(policy=policy, max_batch=2, overlap="on")) as rig:
@@ -191,7 +157,7 @@ async def test_a_preempted_request_is_answered_once_and_gives_up_its_slot(
     ends_by: str, slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("drafthouse.pipeline.loop.SWEEP_PERIOD_S", 0.002)
-    async with running(PipelineConfig(policy=_Impatient.name, slots=slots, max_batch=1)) as rig:
+    async with running(PipelineConfig(policy=Impatient.name, slots=slots, max_batch=1)) as rig:
         low, urgent, high = await _with_one_preempted(rig, deadline_ns=(an_hour_later := time.monotonic_ns() + 3_600_000_000_000))
         snapshot = rig.pipeline.snapshot()
         assert (snapshot.num_running, snapshot.scheduling.num_preempted, snapshot.num_waiting) == (1, slots - 1, 2 - slots)
@@ -237,96 +203,7 @@ async def test_who_waits_and_who_has_a_place_is_told_by_queue(policy: str) -> No
         assert rig.pipeline.snapshot().scheduling.queue_lengths == {}
 
 
-class _Recorder(Estimator):
-    """Remembers what it was told."""
-
-    def __init__(self) -> None:
-        super().__init__(LENGTH_PREDICTORS.create("histogram"))
-        self.rounds: list[tuple[int, int, float]] = []
-        self.prefilled_tokens = 0
-        self.ends: list[tuple[int, bool, int]] = []
-
-    def saw_round(self, request: Schedulable, num_drafted: int, num_accepted: int, draft_ns: float, verify_ns: float) -> None:
-        super().saw_round(request, num_drafted, num_accepted, draft_ns, verify_ns)
-        self.rounds.append((num_drafted, num_accepted, draft_ns + verify_ns))
-
-    def saw_prefill(self, num_tokens: int, prefill_ns: float) -> None:
-        super().saw_prefill(num_tokens, prefill_ns)
-        self.prefilled_tokens += num_tokens
-
-    def saw_end(self, request: Schedulable, finished: bool) -> None:
-        super().saw_end(request, finished)
-        self.ends.append((request.request_uid, finished, request.attained_ns))
-
-
-@pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> _Recorder:
-    recorder = _Recorder()
-    monkeypatch.setattr("drafthouse.pipeline.loop.new_estimator", lambda config: recorder)
-    return recorder
-
-
-def test_the_estimator_hears_of_every_round_and_every_end_once(recorder: _Recorder) -> None:
-    requests = [*a_crowd(20), make_request((1, 2), 9, end_ids=())]
-
-    async def main() -> None:
-        async with running(PipelineConfig(policy="las", slots=2, overlap="off")) as rig:
-            rig.target.step_s = lambda call: 0.02
-            leaver = rig.submit(make_request((5, 6)))
-            leaver.cancelled = True
-            sinks = await rig.generate(*requests)
-            assert leaver.error is not None
-            sums = rig.pipeline.snapshot().sums
-            assert len(recorder.rounds) == sums.num_verified_rows
-            assert sum(drafted for drafted, _, _ in recorder.rounds) == sums.num_drafted
-            assert sum(accepted for _, accepted, _ in recorder.rounds) == sums.num_accepted
-            assert recorder.prefilled_tokens == sums.num_prefill_tokens
-            assert len({uid for uid, _, _ in recorder.ends}) == len(recorder.ends) == len(requests) + 1
-            natural = {uid for uid, finished, _ in recorder.ends if finished}
-            ends = {request.request_uid: sink.chunks[-1].finish_reason for request, sink in zip(requests, sinks, strict=True)}
-            stopped = {uid for uid, reason in ends.items() if reason is FinishReason.STOP}
-            assert natural == stopped
-            assert len(recorder) == 0
-
-    run_virtual(main())
-
-
-def test_service_attained_is_the_time_of_the_rounds_it_took_part_in(recorder: _Recorder) -> None:
-    async def main() -> None:
-        async with running(PipelineConfig(slots=1, overlap="off")) as rig:
-            rig.target.step_s, rig.fusion.draft_s = lambda call: 0.02, lambda call: 0.005
-            requests = [make_request([item] * 70, 12, end_ids=()) for item in (1, 2, 3)]
-            began_s = asyncio.get_running_loop().time()
-            sinks = [rig.submit(request) for request in requests]
-            ends_s = []
-            for sink in sinks:
-                await sink.done.wait()
-                ends_s.append(asyncio.get_running_loop().time())
-            served_ns = [round((end - begin) * 1e9) for begin, end in zip((began_s, *ends_s), ends_s, strict=False)]
-            assert [attained for _, _, attained in recorder.ends] == pytest.approx(served_ns, rel=1e-6)
-            assert all(20e6 <= took <= 30e6 for _, _, took in recorder.rounds)
-
-    run_virtual(main())
-
-
-def test_an_estimator_that_fails_harms_nobody(recorder: _Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise ValueError("made up")
-
-    for name in ("saw_arrival", "saw_round", "saw_prefill", "saw_end"):
-        monkeypatch.setattr(recorder, name, fail)
-
-    @async_test
-    async def body() -> None:
-        async with running(PipelineConfig(policy="las")) as rig:
-            requests = a_crowd(8)
-            for request, sink in zip(requests, await rig.generate(*requests), strict=True):
-                expect_reference(request, sink)
-
-    body()
-
-
-class _Broken(_Impatient):
+class _Broken(Impatient):
     """Cannot rank what has a prompt of 13 tokens, or after its tenth token what has one of 14."""
 
     name = "test-broken"
