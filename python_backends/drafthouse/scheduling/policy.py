@@ -105,7 +105,8 @@ class Policy(Protocol):
     def may_preempt(self, challenger: Rank, running: Rank) -> bool:
         """Whether a waiting request of rank ``challenger`` may take the place of a running one of rank ``running``.
 
-        The hysteresis: called only where ``challenger`` < ``running``. A policy that never preempts returns False.
+        The hysteresis: called only where the challenger goes first, by a lower rank, or by an earlier arrival at the same one.
+        A policy that never preempts returns False.
         """
         ...
 

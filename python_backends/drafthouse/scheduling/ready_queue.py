@@ -12,7 +12,7 @@ from sortedcontainers import SortedList
 from drafthouse.scheduling.policy import Policy, Rank, S
 
 _Key = tuple[int, Rank, int, int]  # negated priority, rank, sequence_no, request_uid: a total order, the same for equal figures
-_Urgency = tuple[int, int, _Key]  # 0 = overdue, else 1; when its wait began if overdue; key
+_Urgency = tuple[int, int, _Key]  # 0 = overdue, else 1; its place among the overdue; key
 
 
 @dataclass(slots=True)
@@ -38,10 +38,10 @@ class ReadyQueue(Generic[S]):
     **Ageing.** A request that took part in no round for ``starvation_limit_ns`` is *overdue*: it goes before everybody who is
     not, and the overdue go in the order in which their waits began, whatever their priorities, each until it has had its turn:
     one round. **Bound**: with n live requests, c places and every chosen request taking part in its round, the next turn of a
-    request begins no later than starvation_limit_ns + (1 + floor((n - 1) / c)) rounds after its last one (or its arrival):
-    the round under way when it becomes overdue, then those of the at most n - 1 requests whose waits began earlier, c at a
-    time; a wait that begins later never overtakes. So nobody starves and every request finishes. Where a policy refuses to
-    preempt, the time until those that run have finished is added.
+    request begins no later than starvation_limit_ns + (1 + floor((n - 1) / c)) rounds after its last one (or `add`): the round
+    under way when it becomes overdue, then those of the at most n - 1 requests whose waits began earlier, c at a time; a wait
+    that begins later never overtakes. So nobody starves and every request finishes. Where a policy refuses to preempt, a turn
+    may last until the request has finished: there the bound holds with the longest service instead of a round.
     """
 
     def __init__(self, policy: Policy, starvation_limit_ns: int) -> None:
@@ -147,13 +147,13 @@ class ReadyQueue(Generic[S]):
         if not self._queue_lengths[entry.queue]:
             del self._queue_lengths[entry.queue]
 
-    def _overdue(self, capacity: int, now_ns: int) -> dict[int, _Entry[S]]:
-        """The ``capacity`` longest waits among those over the limit: no more of them could be chosen now."""
-        overdue: dict[int, _Entry[S]] = {}
+    def _overdue(self, capacity: int, now_ns: int) -> dict[int, int]:
+        """The ``capacity`` longest waits among those over the limit, numbered: no more of them could be chosen now."""
+        overdue: dict[int, int] = {}  # by request_uid
         for request_uid, entry in self._entries.items():
             if len(overdue) == capacity or now_ns - entry.wait_since_ns < self._starvation_limit_ns:
                 break
-            overdue[request_uid] = entry
+            overdue[request_uid] = len(overdue)
         return overdue
 
     def _return_stopped(self) -> None:
@@ -162,17 +162,16 @@ class ReadyQueue(Generic[S]):
             self._unchoose(entry)
 
     @staticmethod
-    def _urgency(entry: _Entry[S], overdue: dict[int, _Entry[S]]) -> _Urgency:
-        return (0, entry.wait_since_ns, entry.key) if entry.key[-1] in overdue else (1, 0, entry.key)
+    def _urgency(entry: _Entry[S], overdue: dict[int, int]) -> _Urgency:
+        place = overdue.get(entry.key[-1])
+        return (1, 0, entry.key) if place is None else (0, place, entry.key)
 
-    def _challengers(self, overdue: dict[int, _Entry[S]]) -> Iterator[_Entry[S]]:
+    def _challengers(self, overdue: dict[int, int]) -> Iterator[_Entry[S]]:
         """Who waits, most urgent first; lazily, so that only those looked at cost anything."""
-        yield from (entry for entry in overdue.values() if not entry.is_chosen)
+        yield from (self._entries[request_uid] for request_uid in overdue if request_uid not in self._chosen)
         yield from (self._entries[key[-1]] for key in self._waiting if key[-1] not in overdue)
 
-    def _contest(
-        self, seats: list[_Entry[S]], num_incumbents: int, challengers: Iterator[_Entry[S]], overdue: dict[int, _Entry[S]]
-    ) -> None:
+    def _contest(self, seats: list[_Entry[S]], num_incumbents: int, challengers: Iterator[_Entry[S]], overdue: dict[int, int]) -> None:
         """Let the challengers take the ``seats`` of incumbents, the least urgent incumbent's first."""
         challenger = next(challengers, None)
         for seat in reversed(range(num_incumbents)):
@@ -182,7 +181,7 @@ class ReadyQueue(Generic[S]):
                 seats[seat] = challenger
                 challenger = next(challengers, None)
 
-    def _may_displace(self, challenger: _Entry[S], incumbent: _Entry[S], overdue: dict[int, _Entry[S]]) -> bool:
+    def _may_displace(self, challenger: _Entry[S], incumbent: _Entry[S], overdue: dict[int, int]) -> bool:
         rank = challenger.key[1]
         if challenger.key[-1] in overdue or challenger.key[0] < incumbent.key[0]:
             rank = (-inf,) * len(rank)

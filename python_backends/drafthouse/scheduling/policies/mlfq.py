@@ -41,7 +41,7 @@ class SkipJoinMlfq:
         return (float(self.queue_of(request)),)
 
     def may_preempt(self, challenger: Rank, running: Rank) -> bool:
-        """Whenever a request is in a higher queue; within one nobody is preempted."""
+        """Whoever is in a higher queue; and who has sunk into a queue lets those pass that are in it and arrived earlier."""
         return True
 
     def queue_of(self, request: Schedulable) -> int:
