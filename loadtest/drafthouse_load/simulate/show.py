@@ -15,20 +15,26 @@ _CDF_POINTS = 512
 # Heading, entry, format.
 _COLUMNS = (
     ("mean", "latency_mean", ".1f"),
-    ("p50", "latency_p50", ".1f"),
+    ("p50", "latency_p50", ".0f"),
     ("p95", "latency_p95", ".0f"),
     ("p99", "latency_p99", ".0f"),
     ("TTFT", "ttft_mean", ".1f"),
-    ("slowd. p99", "slowdown_p99", ".0f"),
-    ("preempted", "preemptions", ",d"),
-    ("recomp.", "recomputed_tokens", ",d"),
-    ("est. err", "estimation_error", ".1%"),
+    ("slow", "slowdown_p99", ".0f"),
+    ("preempt.", "preemptions", "d"),
+    ("recomp.", "recomputed_tokens", "d"),
+    ("error", "estimation_error", ".1%"),
 )
 
 
 def policy_table(rows: Sequence[Mapping[str, Any]], unit: str, title: str) -> Table:
     """A row per policy."""
-    table = Table(title=title, caption=f"latencies in {unit}", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(
+        title=title,
+        caption=f"latencies in {unit}; slow: p99 of latency over time alone; error: of execution times",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     table.add_column("policy", no_wrap=True)
     for heading, _, _ in _COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
