@@ -34,9 +34,7 @@ class PosteriorOptions:
     """How `PointPosterior` learns."""
 
     prior_mean: float = PRIOR_MEAN_TOKENS  # tokens, before any data
-    prior_strength: float = (
-        4.0  # requests' worth of belief in every bin: the first few outputs must not look like the only lengths there are
-    )
+    prior_strength: float = 4.0  # requests' worth of belief in it, in every bin: the first few outputs are not the only lengths there are
     prior_sigma: float = 1.0  # of ln P around what is usual for a length
     memory: float = 4000.0  # requests after which an old one counts 1/e
     freshness: float = 64.0  # the prior is rebuilt when 1 in this many of what it rests on is new
@@ -58,9 +56,8 @@ class PredictionScatter:
         self._num, self._variance = 0.0, options.prior_sigma**2
         self._sums = (0.0, 0.0, 0.0, 0.0, 0.0)  # x, y, xx, xy, yy; x = ln L, y = ln P
         self.intercept = 0.0
-        self.slope, self.sigma = (
-            (0.0, options.prior_sigma) if sigma is None else (1.0, sigma)
-        )  # measured: it says nothing until it is seen to
+        self.slope = 0.0 if sigma is None else 1.0  # to be measured: predictions say nothing until they have been seen to
+        self.sigma = options.prior_sigma if sigma is None else sigma
 
     def observe(self, log_length: float, log_predicted: float) -> None:
         """Learn from an output that came to its natural end; nothing when the scatter is known."""

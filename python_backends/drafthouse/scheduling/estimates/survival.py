@@ -131,13 +131,6 @@ class SurvivalCurve:
         masses[-1] += alive[NUM_BINS]
         return masses
 
-    def survival(self, num_tokens: int) -> float:
-        """P(L > num_tokens)."""
-        if num_tokens >= LONGEST:
-            return self._alive[NUM_BINS] / self._alive[0]
-        i = bisect_right(EDGES, num_tokens) - 1
-        return (self._alive[i] + (num_tokens - EDGES[i]) * self._slope[i]) / self._alive[0]
-
     def remaining(self, num_tokens: int, cap: int) -> float:
         """E[min(L, cap) − num_tokens | L > num_tokens] = Σ P(L > s) / P(L > num_tokens) over num_tokens <= s < cap; 0 at the cap."""
         if num_tokens >= min(cap, LONGEST):
