@@ -71,8 +71,7 @@ class ScriptedDrafter:
         return StepResult(rows, 1, SESSION_NS_PER_CALL * max(call.num_steps, 1), self.slots - len(self.held), self.slots)
 
     def _answer(self, row: StepRow, call: StepCall) -> RowResult:
-        num_leaves = 1 if row.leaves is None else len(row.leaves)
-        most = self.max_step_tokens - max(0, call.num_steps - 1) * num_leaves
+        most = self.max_step_tokens - max(0, call.num_steps - 1)
         if not 1 <= len(row.tokens) <= most or not 1 <= row.num_committed <= len(row.tokens):
             raise AssertionError(f"{self.name} got a malformed row: {row}")
         held = self.held.get(row.request_uid, ())
@@ -83,51 +82,39 @@ class ScriptedDrafter:
         committed = held[: row.prefix_len] + tuple(row.tokens[: row.num_committed].tolist())
         self.held[row.request_uid] = committed
         scored = max(row.num_committed - 1, 0) if call.return_prompt_logprob else 0
-        outputs, extended_parents = self._outputs(row, committed, call)
+        outputs = self._outputs(row, committed, call)
         shape = (len(outputs), max(call.num_candidates, 1))
         ids = np.array([[token for token, _ in output] for output in outputs], np.int32).reshape(shape)
         probs = np.array([[prob for _, prob in output] for output in outputs], np.float32).reshape(shape)
         sampled = ids[:, 0]
         logprobs = np.zeros(len(outputs), np.float32)
-        parents = np.array(extended_parents, np.int32)
-        return RowResult(RowStatus.OK, len(committed), sampled, logprobs, ids, probs, -0.5 * scored, scored, extended_parents=parents)
+        return RowResult(RowStatus.OK, len(committed), sampled, logprobs, ids, probs, -0.5 * scored, scored)
 
-    def _outputs(self, row: StepRow, committed: Context, call: StepCall) -> tuple[list[list[tuple[int, float]]], list[int]]:
-        """Candidates at every output node, and the parents of those that the drafter added."""
+    def _outputs(self, row: StepRow, committed: Context, call: StepCall) -> list[list[tuple[int, float]]]:
+        """Candidates at every output node."""
         if call.num_steps == 0:
-            return [], []
+            return []
         first = row.num_committed
         parents = range(-1, len(row.tokens) - 1) if row.parents is None else row.parents.tolist()
         contexts = [committed]
         for token, parent in zip(row.tokens[first:].tolist(), list(parents)[first:], strict=True):
             contexts.append((*contexts[parent - first + 1], token))
         outputs = [self._candidates(context, call.num_candidates) for context in contexts]
-        leaves = [len(contexts) - 1] if row.leaves is None else (row.leaves - first + 1).tolist()
-        chances = [1.0] * len(leaves) if row.leaf_chances is None else row.leaf_chances.tolist()
-        growing = list(zip(leaves, chances, strict=True))
-        extended_parents: list[int] = []
+        chance = row.chance
         for _ in range(call.num_steps - 1):
-            growing = [(node, chance) for node, chance in (_grown(leaf, outputs[leaf[0]][0], row, call) for leaf in growing) if chance >= 0]
-            for place, (node, chance) in enumerate(growing):
-                extended_parents.append(node)
-                contexts.append((*contexts[node], outputs[node][0][0]))
-                outputs.append(self._candidates(contexts[-1], call.num_candidates))
-                growing[place] = len(contexts) - 1, chance
-        return outputs, extended_parents
+            token, prob = outputs[-1][0]
+            if call.stop is not None:
+                chance *= call.stop.chance(prob)
+                if chance < call.stop.min_chance or token in row.sampling.end_ids:
+                    break
+            contexts.append((*contexts[-1], token))
+            outputs.append(self._candidates(contexts[-1], call.num_candidates))
+        return outputs
 
     def _candidates(self, context: Context, num_candidates: int) -> list[tuple[int, float]]:
         said = list(self.script(context))
         filler = (max(token for token, _ in said) + 1 + index for index in range(num_candidates))
         return (said + [(token, 0.0) for token in filler])[: max(num_candidates, 1)]
-
-
-def _grown(leaf: tuple[int, float], said: tuple[int, float], row: StepRow, call: StepCall) -> tuple[int, float]:
-    """A leaf with its chance after the token that the drafter said there; -1 where it stops growing."""
-    (node, chance), (token, prob), stop = leaf, said, call.stop
-    if stop is None:
-        return leaf
-    chance *= stop.chance(prob)
-    return node, chance if chance >= stop.min_chance and token not in row.sampling.end_ids else -1.0
 
 
 def _nothing(status: RowStatus, cached_len: int) -> RowResult:

@@ -58,7 +58,7 @@ def step_row(
 
 def same_answer(left: RowResult, right: RowResult) -> bool:
     """Equal to the last bit, scores and candidates included."""
-    arrays = ("sampled", "logprobs", "candidate_ids", "candidate_probs", "extended_parents")
+    arrays = ("sampled", "logprobs", "candidate_ids", "candidate_probs")
     return all(np.array_equal(getattr(left, name), getattr(right, name)) for name in arrays) and (
         (left.status, left.cached_len, left.prompt_logprob, left.num_scored, left.error)
         == (right.status, right.cached_len, right.prompt_logprob, right.num_scored, right.error)

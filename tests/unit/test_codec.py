@@ -63,9 +63,9 @@ def floats(*values: float) -> np.ndarray:
 def test_step_call_survives() -> None:
     call = StepCall(
         rows=[
-            StepRow(2**64 - 1, 3, ids(5, 6, 7, 8), 2, ids(-1, 0, 1, 1), PICKY, ids(3, 2), floats(0.5, 0.25)),
-            StepRow(1, 0, ids(9), 1, ids(-1), leaf_chances=floats(0.75)),
-            StepRow(2, 0, ids(9), 1, ids(-1), leaves=ids(), leaf_chances=floats()),
+            StepRow(2**64 - 1, 3, ids(5, 6, 7, 8), 2, ids(-1, 0, 1, 1), PICKY, 0.25),
+            StepRow(1, 0, ids(9), 1, ids(-1), chance=0.75),
+            StepRow(2, 0, ids(9), 1, ids(-1)),
         ],
         num_steps=4,
         num_candidates=2,
@@ -91,11 +91,10 @@ def test_end_tokens_survive_and_a_second_one_costs_a_section_only_where_there_is
     assert_same(unpack_step(tensors), StepCall(rows[:2]))
 
 
-def test_rows_without_chances_beside_one_that_has_them_get_ones() -> None:
-    rows = [StepRow(1, 0, ids(4, 5), 1, leaves=ids(0, 1)), StepRow(2, 0, ids(9), 1, leaf_chances=floats(0.5)), StepRow(3, 0, ids(9), 1)]
-    back = unpack_step(through_the_wire(ENGINE.call, pack_step(StepCall(rows)) | {LEASE_SECRET.name: SECRET})).rows
-    assert [None if row.leaves is None else row.leaves.tolist() for row in back] == [[0, 1], None, None]
-    assert [None if row.leaf_chances is None else row.leaf_chances.tolist() for row in back] == [[1, 1], [0.5], [1]]
+def test_chances_travel_only_where_rows_may_stop_growing() -> None:
+    rows = [StepRow(1, 0, ids(9), 1, ids(-1), chance=0.5), StepRow(2, 0, ids(9), 1, ids(-1))]
+    assert not {"row_chances", "growth_stop"} & set(pack_step(StepCall(rows, 4)))
+    assert pack_step(StepCall(rows, 4, stop=GrowthStop(1.0, 0.0, 0.1)))["row_chances"].tolist() == [0.5, 1.0]
 
 
 def test_a_chain_needs_no_parents() -> None:
@@ -122,7 +121,6 @@ def row_result(status: RowStatus, num_outputs: int, num_candidates: int, error: 
         prompt_logprob=-2.5,
         num_scored=4,
         error=error,
-        extended_parents=np.arange(num_outputs - 1, dtype=np.int32) if num_outputs > 1 else ids(),
     )
 
 

@@ -1,4 +1,4 @@
-"""Rows that the engine extends with its own samples: several leaves, trees, early stops, and what is reused of it afterwards."""
+"""Rows that the engine extends with its own samples: chains, early stops, and what is reused of it afterwards."""
 
 from __future__ import annotations
 
@@ -16,84 +16,70 @@ from drafthouse.engine.costs import CallCosts
 from drafthouse.engine.engine import ModelEngine, load_engine
 from drafthouse.engine.options import EngineOptions
 from fakes.drafter_scripted import ScriptedDrafter
-from fakes.engine_driver import ids, same_answer, step, step_row
+from fakes.engine_driver import same_answer, step, step_row
 from fakes.engine_session import FakeSession, call_times, fake_engine, fake_manifest, predicted
 
 EngineDir = Callable[..., Path]
 USABLE = 24  # of the fake engine: context 32, steps of up to 8 tokens
 KINDS = [SamplingParams(), SamplingParams(temperature=0.8, seed=11), SamplingParams(temperature=1.2, top_k=20, top_p=0.9, seed=4)]
-#   10 ─┬─ 20 ── 21          leaves 21, 31 and 32, by index 2, 4 and 5
-#       └─ 30 ─┬─ 31
-#              └─ 32
-TREE = step_row(1, [10, 20, 21, 30, 31, 32], num_committed=1, parents=[-1, 0, 1, 0, 3, 3])
 ALWAYS = GrowthStop(1.0, 0.0, 0.0)
 
 
 def output_paths(row: StepRow, answer: RowResult) -> list[list[int]]:
-    """The tokens from the row's first to each output node's, by what the row sent and the answer says."""
+    """The tokens from the row's first to each output node's, by what the row sent (a chain) and the answer says."""
     tokens, first = row.tokens.tolist(), row.num_committed
-    parents = list(range(-1, len(tokens) - 1)) if row.parents is None else row.parents.tolist()
-    paths = [tokens[:first]]
-    for node in range(first, len(tokens)):
-        paths.append([*paths[parents[node] - first + 1], tokens[node]])
-    for parent in answer.extended_parents.tolist():
-        paths.append([*paths[parent], int(answer.sampled[parent])])
-    return paths
+    text = [*tokens, *answer.sampled[len(tokens) - first : -1].tolist()]
+    return [text[: first + node] for node in range(len(answer.sampled))]
 
 
-def test_every_leaf_grows_below_its_own_path_in_one_call_per_step() -> None:
-    engine, session = fake_engine()
-    row = replace(TREE, leaves=ids([2, 5]))
-    (answer,) = step(engine, row, num_steps=2)
-    assert session.calls == [(0, 1, 6, 6), (0, 1, 2, 2)]
-    assert answer.extended_parents.tolist() == [2, 5]
-    paths = output_paths(row, answer)
-    assert paths[6] == [10, 20, 21, predicted([10, 20, 21])]
-    assert answer.sampled.tolist() == list(map(predicted, paths))
-    accepted = [*paths[7], 44]  # through 30, 32 and what grew there
-    (after,) = step(engine, step_row(1, accepted[1:], prefix_len=1))
-    assert session.copies == [(0, [3, 5, 7], [1, 2, 3])]
-    assert session.calls[-1] == (0, 1, 2, 2)  # one token
-    assert after.sampled.tolist() == [predicted(accepted)]
-
-
-def test_a_chain_grows_where_its_leaf_says_and_rows_may_grow_unevenly() -> None:
+def test_rows_grow_at_their_ends_in_one_call_per_step_and_what_was_accepted_is_cached() -> None:
     engine, session = fake_engine(slots=3)
-    rows = [
-        replace(step_row(1, [10, 11, 12], num_committed=1), leaves=ids([1])),  # beside its own child 12
-        step_row(2, [7, 8]),
-        replace(step_row(3, [5], num_committed=1), leaves=ids([])),
-    ]
+    rows = [step_row(1, [10, 11, 12], num_committed=1), step_row(2, [7, 8]), step_row(3, [5], num_committed=1)]
     answers = step(engine, *rows, num_steps=3)
-    assert session.calls == [(0, 3, 3, 6), (0, 2, 2, 2), (0, 2, 2, 2)]
-    assert [answer.extended_parents.tolist() for answer in answers] == [[1, 3], [0, 1], []]
+    assert session.calls == [(0, 3, 3, 6), (0, 3, 2, 3), (0, 3, 2, 3)]
+    assert [len(answer.sampled) for answer in answers] == [5, 3, 3]
     for row, answer in zip(rows, answers, strict=True):
         assert answer.sampled.tolist() == list(map(predicted, output_paths(row, answer)))
     grown = output_paths(rows[0], answers[0])[-1]
     (after,) = step(engine, step_row(1, [*grown[1:], 9], prefix_len=1))
-    assert session.calls[-1] == (0, 1, 2, 2)
+    assert session.calls[-1] == (0, 1, 2, 2)  # one token
     assert after.sampled.tolist() == [predicted([*grown, 9])]
 
 
+def test_a_tree_does_not_grow() -> None:
+    engine, _ = fake_engine()
+    tree = step_row(1, [10, 20, 30], num_committed=1, parents=[-1, 0, 0])
+    (refused,) = step(engine, tree, num_steps=2)
+    assert (refused.status, refused.error) == (RowStatus.ERROR, "INVALID_ARG field=parents value='0 of token 2' allowed=1 to 1")
+    assert step(engine, tree)[0].status is RowStatus.OK
+
+
 def random_row(random: np.random.Generator, uid: int, known: Sequence[int], num_steps: int) -> StepRow:
-    """One or two tokens behind ``known``, a random tree below them, random leaves with as much room as the steps ask for."""
+    """One or two tokens behind ``known``, and a random tree below them; a chain with as much room as the steps ask for, where it grows."""
     committed = random.integers(50, size=random.integers(1, 3)).tolist()
     parents = list(range(-1, len(committed) - 1))
     tokens, count = list(committed), int(random.integers(0, 4))
     for _ in range(count):
-        parent, token = int(random.integers(len(committed) - 1, len(tokens))), int(random.integers(50))
+        first = len(committed) - 1 if num_steps == 1 else len(tokens) - 1
+        parent, token = int(random.integers(first, len(tokens))), int(random.integers(50))
         if (parent, token) not in zip(parents, tokens, strict=True):
             parents.append(parent)
             tokens.append(token)
-    room = (8 - len(tokens)) // max(1, num_steps - 1)
-    choices = np.arange(len(committed) - 1, len(tokens))
-    leaves = random.permutation(choices)[: random.integers(0, min(room, len(choices)) + 1)].astype(np.int32)
-    row = step_row(uid, tokens, prefix_len=len(known), num_committed=len(committed), parents=parents)
-    return replace(row, leaves=leaves)
+    return step_row(uid, tokens, prefix_len=len(known), num_committed=len(committed), parents=parents)
 
 
-def test_any_mixture_of_trees_and_leaves_answers_from_the_paths_alone() -> None:
-    """Random trees, leaves, steps and batches against the definition; accepted paths run through grown nodes."""
+def paths_of(row: StepRow, answer: RowResult) -> list[list[int]]:
+    """As `output_paths`, of a row that may be a tree where it does not grow."""
+    if len(answer.sampled) > len(row.tokens) - row.num_committed + 1 or row.parents is None:
+        return output_paths(row, answer)
+    paths = [row.tokens[: row.num_committed].tolist()]
+    for token, parent in zip(row.tokens[row.num_committed :].tolist(), row.parents[row.num_committed :].tolist(), strict=True):
+        paths.append([*paths[parent - row.num_committed + 1], token])
+    return paths
+
+
+def test_any_mixture_of_trees_and_growing_chains_answers_from_the_paths_alone() -> None:
+    """Random trees, steps and batches against the definition; accepted paths run through grown nodes."""
     random = np.random.default_rng(6)
     session = FakeSession(fake_manifest(), 5)
     engine = ModelEngine(session, session.manifest, EngineOptions(slots=5, calibration_ms=0))
@@ -112,10 +98,9 @@ def test_any_mixture_of_trees_and_leaves_answers_from_the_paths_alone() -> None:
         rows = [row for row in rows if row.prefix_len == len(held.get(row.request_uid, []))]
         for row, answer in zip(rows, step(engine, *rows, num_steps=num_steps, stop=ALWAYS), strict=True):
             assert answer.status is RowStatus.OK, answer.error
-            assert row.leaves is not None
-            assert len(answer.extended_parents) == len(row.leaves) * (num_steps - 1)
+            assert len(answer.sampled) == len(row.tokens) - row.num_committed + num_steps
             known = held.get(row.request_uid, [])
-            paths = [[*known, *path] for path in output_paths(row, answer)]
+            paths = [[*known, *path] for path in paths_of(row, answer)]
             assert answer.sampled.tolist() == list(map(predicted, paths))
             held[row.request_uid] = paths[0]
             accepted = paths[int(random.integers(len(paths)))][len(paths[0]) :]
@@ -137,32 +122,26 @@ def test_rows_at_the_end_of_their_slots_grow_beside_wide_ones() -> None:
         step(engine, step_row(1, tokens[start : start + 8], prefix_len=start), num_steps=0)
     session.calls.clear()
     tight = step_row(1, tokens[-1:], prefix_len=USABLE - 1)  # its seventh and last own token lies in cache row 30 of 32
-    wide = replace(step_row(2, [5], num_committed=1), leaves=ids([]))
+    wide = step_row(2, [5], num_committed=1)
     answers = step(engine, tight, wide, num_steps=8)
-    assert answers[0].sampled.tolist() == [predicted([*tokens, *answers[0].sampled[:count].tolist()]) for count in range(8)]
-    wide = step_row(2, [5, 6, 7, 8], num_committed=1, parents=[-1, 0, 0, 0])
-    tight = step_row(1, [tokens[-1], 1, 2, 3, 4, 5, 6], prefix_len=USABLE - 1, num_committed=1)
-    answers = step(engine, tight, replace(wide, leaves=ids([1, 2, 3])), num_steps=2)
-    assert [call[2] for call in session.calls[-2:]] == [2, 3]  # three places would not fit behind the tight row
-    for row, known, answer in ((tight, tokens[:-1], answers[0]), (wide, [], answers[1])):
-        assert answer.sampled.tolist() == [predicted([*known, *path]) for path in output_paths(row, answer)]
+    for known, answer in ((tokens, answers[0]), ([5], answers[1])):
+        assert answer.sampled.tolist() == [predicted([*known, *answer.sampled[:count].tolist()]) for count in range(8)]
 
 
-def test_end_tokens_and_small_chances_stop_a_leaf_and_the_call_with_the_last() -> None:
+def test_end_tokens_and_small_chances_stop_a_row_and_the_call_with_the_last() -> None:
     engine, session = fake_engine(slots=3)
     second = predicted([10, 11, predicted([10, 11])])
     ending = step_row(1, [10, 11], sampling=SamplingParams(end_ids=(second,)))
     (answer,) = step(engine, ending, num_steps=6, stop=ALWAYS)
-    assert (answer.extended_parents.tolist(), answer.sampled.tolist()) == ([0], [predicted([10, 11]), second])
+    assert answer.sampled.tolist() == [predicted([10, 11]), second]
     assert len(session.calls) == 2
     (answer,) = step(engine, ending, num_steps=6)
-    assert len(answer.extended_parents) == 5  # whoever says nothing of stopping gets what was asked for
+    assert len(answer.sampled) == 6  # whoever says nothing of stopping gets what was asked for
     # Of probability 0.994, and three quarters as likely as that says: 0.75, 0.56, 0.42, 0.32.
     stop = GrowthStop(0.0, float(np.log(3)), 0.4)
-    rows = [step_row(2, [5, 6]), replace(step_row(3, [7]), leaf_chances=np.array([0.5], np.float32))]
+    rows = [step_row(2, [5, 6]), replace(step_row(3, [7]), chance=0.5)]
     session.calls.clear()
     answers = step(engine, *rows, num_steps=6, stop=stop)
-    assert [answer.extended_parents.tolist() for answer in answers] == [[0, 1, 2], []]
     assert [call[:2] for call in session.calls] == [(1, 2), (1, 1), (1, 1), (1, 1)]
     assert [answer.candidate_ids.shape for answer in answers] == [(4, 0), (1, 0)]
 
@@ -180,16 +159,17 @@ def test_a_failing_call_costs_the_rows_that_grew_in_it() -> None:
     assert after.sampled.tolist() == [predicted([2, 6, 7])]
 
 
-def test_growth_obeys_bad_words_by_path() -> None:
+def test_growth_obeys_bad_words() -> None:
     token_bytes = tuple(bytes([97 + token % 26]) for token in range(50))
     engine, _ = fake_engine(token_bytes=token_bytes)
-    words = (b"ab", token_bytes[predicted([10, 20, 21])])
-    row = replace(TREE, leaves=ids([2, 4]), sampling=SamplingParams(bad_words=words))
-    (answer,) = step(engine, row, num_steps=2)
+    first = predicted([10, 20, 21])
+    words = (b"ab", token_bytes[predicted([10, 20, 21, first])])
+    row = step_row(1, [10, 20, 21], num_committed=1, sampling=SamplingParams(bad_words=words))
+    (answer,) = step(engine, row, num_steps=4)
     for path, token in zip(output_paths(row, answer), answer.sampled.tolist(), strict=True):
         text = b"".join(token_bytes[part] for part in [*path, token])
         assert not any(text.endswith(word) for word in words)
-    assert answer.sampled[2] != predicted([10, 20, 21])
+    assert answer.sampled[3] != predicted([10, 20, 21, first])
 
 
 @pytest.fixture(scope="module")
@@ -201,69 +181,39 @@ def engine(tiny_engine_dir: EngineDir) -> ModelEngine:
 def test_growing_equals_one_call_per_node(engine: ModelEngine, sampling: SamplingParams) -> None:
     """On a real network: the grown tree sent as a draft gives the same samples, and candidates, at every node."""
     rows = [
-        step_row(1, [5, 9, 200, 31, 40, 41, 42], num_committed=3, parents=[-1, 0, 1, 2, 3, 2, 5], sampling=sampling),
+        step_row(1, [5, 9, 200, 31, 40], num_committed=3, sampling=sampling),
         step_row(2, [299, 7], num_committed=1, sampling=sampling),
     ]
-    rows = [replace(rows[0], leaves=ids([4, 2, 6])), replace(rows[1], leaves=ids([1]))]
     grown = step(engine, *rows, num_steps=4, num_candidates=3)
     for row, answer in zip(rows, grown, strict=True):
-        assert row.leaves is not None
-        assert len(answer.extended_parents) == 3 * len(row.leaves)
-        first = row.num_committed - 1
-        parents = list(range(-1, len(row.tokens) - 1)) if row.parents is None else row.parents.tolist()
-        sent = step_row(
-            row.request_uid + 10,
-            [*row.tokens.tolist(), *answer.sampled[answer.extended_parents].tolist()],
-            num_committed=row.num_committed,
-            parents=[*parents, *(answer.extended_parents + first).tolist()],
-            sampling=sampling,
-        )
-        (whole,) = step(engine, sent, num_candidates=3)
-        assert whole.sampled.tolist() == answer.sampled.tolist()
-        assert whole.candidate_ids.tolist() == answer.candidate_ids.tolist()
-        np.testing.assert_allclose(whole.logprobs, answer.logprobs, atol=1e-4)
+        path = output_paths(row, answer)[-1]
+        (whole,) = step(engine, step_row(row.request_uid + 10, path, num_committed=row.num_committed, sampling=sampling), num_candidates=3)
+        assert same_answer(whole, answer)  # a chain, to the last bit
     alone = step(engine, replace(rows[1], request_uid=30), num_steps=4, num_candidates=3)[0]
-    assert same_answer(alone, grown[1])  # a chain, to the last bit, whatever grows beside it
+    assert same_answer(alone, grown[1])  # whatever grows beside it
     engine.release(range(40))
 
 
 @pytest.mark.parametrize("sampling", KINDS)
-def test_an_early_stop_gives_a_prefix_of_every_leaf(engine: ModelEngine, sampling: SamplingParams) -> None:
-    row = step_row(1, [5, 9, 200, 31, 40], num_committed=3, parents=[-1, 0, 1, 2, 2], sampling=sampling)
-    chances = np.array([1.0, 0.9], np.float32)
-    row = replace(row, leaves=ids([3, 4]), leaf_chances=chances)
+def test_an_early_stop_gives_a_prefix(engine: ModelEngine, sampling: SamplingParams) -> None:
+    row = replace(step_row(1, [5, 9, 200, 31], num_committed=3, sampling=sampling), chance=0.9)
     (full,) = step(engine, row, num_steps=6, num_candidates=1)
-    num_stopped = 0
+    lengths = []
     for least in (0.0, 0.05, 0.3, 0.8, 1.0):
         stop = GrowthStop(0.7, 1.5, least)
         (short,) = step(engine, replace(row, request_uid=2), num_steps=6, stop=stop)
-        for leaf, chance in zip((1, 2), chances.tolist(), strict=True):
-            expected = chain_below(full, leaf)
-            keep = 0
-            for node in [leaf, *expected[:-1]]:
-                chance *= stop.chance(float(full.candidate_probs[node, 0]))
-                if chance < least:
-                    break
-                keep += 1
-            found = chain_below(short, leaf)
-            assert len(found) == keep
-            samples = [leaf, *expected][: keep + 1]
-            assert short.sampled[[leaf, *found]].tolist() == full.sampled[samples].tolist()
-            np.testing.assert_allclose(short.logprobs[[leaf, *found]], full.logprobs[samples], atol=1e-4)
-            num_stopped += keep < 5
-    assert num_stopped >= 4
+        chance, expected = row.chance, 2
+        for prob in full.candidate_probs[1:-1, 0].tolist():
+            chance *= stop.chance(prob)
+            if chance < least:
+                break
+            expected += 1
+        assert len(short.sampled) == expected
+        assert short.sampled.tolist() == full.sampled[:expected].tolist()
+        np.testing.assert_allclose(short.logprobs, full.logprobs[:expected], atol=1e-4)
+        lengths.append(expected)
+    assert (lengths[0], lengths[-1]) == (7, 2)
     engine.release(range(3))
-
-
-def chain_below(answer: RowResult, leaf: int) -> list[int]:
-    """The grown output nodes below output node ``leaf``."""
-    first = len(answer.sampled) - len(answer.extended_parents)
-    chain, here = [], leaf
-    for place, parent in enumerate(answer.extended_parents.tolist()):
-        if parent == here:
-            here = first + place
-            chain.append(here)
-    return chain
 
 
 def test_a_chance_is_the_calibrations() -> None:
@@ -279,13 +229,12 @@ def test_the_scripted_drafter_grows_as_engines_do() -> None:
     confidence = float(1 / (1 + 49 * np.exp(-9.0)))
     drafter = ScriptedDrafter("fake", lambda context: [(predicted(list(context)), confidence)], slots=4, max_step_tokens=8)
     rows = [
-        replace(TREE, leaves=ids([5, 2]), leaf_chances=np.array([0.9, 0.3], np.float32)),
+        replace(step_row(1, [10, 20, 21], num_committed=1), chance=0.3),
         step_row(2, [7, 8, 9], num_committed=1, sampling=SamplingParams(end_ids=(predicted([7, 8, 9, predicted([7, 8, 9])]),))),
-        step_row(3, [4, 5, 6], num_committed=1, parents=[-1, 0, 0]),
+        step_row(3, [4, 5, 6], num_committed=1),
     ]
     for options in ({"num_steps": 2}, {"num_steps": 2, "stop": GrowthStop(1.0, -4.0, 0.25)}, {"num_steps": 1}, {"num_steps": 0}):
         for row in rows:
             expected = step(fake, row, **options)[0]
             found = asyncio.run(drafter.step(StepCall([row], **options))).rows[0]  # type: ignore[arg-type]
             assert found.sampled.tolist() == expected.sampled.tolist()
-            assert found.extended_parents.tolist() == expected.extended_parents.tolist()

@@ -20,12 +20,6 @@ def sampling(**changes: Any) -> StepRow:  # noqa: ANN401 - fields of SamplingPar
     return step_row(1, [5], sampling=SamplingParams(**changes))
 
 
-def grows(tokens: list[int], leaves: list[int] | None, chances: list[float] | None = None, num_committed: int = 1) -> StepRow:
-    row = step_row(1, tokens, num_committed=num_committed)
-    leaf_chances = None if chances is None else np.array(chances, np.float32)
-    return replace(row, leaves=None if leaves is None else np.array(leaves, np.int32), leaf_chances=leaf_chances)
-
-
 BAD_ROWS: list[tuple[StepRow, dict[str, Any], str]] = [
     (step_row(1, []), {}, "INVALID_ARG field=tokens value='int32[0]' allowed=at least one token id"),
     (StepRow(1, 0, np.array([[1, 2]], np.int32), 1), {}, "INVALID_ARG field=tokens value='int32[1, 2]'"),
@@ -45,18 +39,9 @@ BAD_ROWS: list[tuple[StepRow, dict[str, Any], str]] = [
     (step_row(1, [1, 2, 3], num_committed=2, parents=[-1, 0, 0]), {}, "INVALID_ARG field=parents value='0 of token 2' allowed=1 to 1"),
     (step_row(1, [1]), {"num_steps": -1}, "INVALID_ARG field=num_steps value=-1 allowed=0 to 8"),
     (step_row(1, [1]), {"num_steps": 9}, "INVALID_ARG field=num_steps value=9"),
-    (
-        grows([0, 1, 2], [1, 2]),
-        {"num_steps": 4},
-        "INVALID_ARG field=tokens value='3 tokens' allowed=up to 2 per call (with 4 steps of 2",
-    ),
-    (grows([0, 1, 2], [0, 3]), {}, "INVALID_ARG field=leaves value=[0, 3] allowed=int32 indices from 0 to 2"),
-    (grows([0, 1, 2], [0], num_committed=2), {}, "INVALID_ARG field=leaves value=[0] allowed=int32 indices from 1 to 2"),
-    (grows([0, 1, 2], [1, 1]), {}, "INVALID_ARG field=leaves value=[1, 1] allowed=each leaf once"),
-    (grows([0, 1, 2], [1, 2], [0.5]), {}, "INVALID_ARG field=leaf_chances value=[0.5] allowed=2 numbers from 0 to 1"),
-    (grows([0, 1, 2], [1], [1.5]), {}, "INVALID_ARG field=leaf_chances value=[1.5]"),
-    (grows([0, 1, 2], [1], [float("nan")]), {}, "INVALID_ARG field=leaf_chances value=[nan]"),
-    (grows([0, 1, 2], None, [0.5, 0.5]), {}, "INVALID_ARG field=leaf_chances value=[0.5, 0.5] allowed=1 numbers"),
+    (step_row(1, [1, 2, 3], num_committed=1, parents=[-1, 0, 0]), {"num_steps": 2}, "INVALID_ARG field=parents value='0 of token 2'"),
+    (replace(step_row(1, [1]), chance=1.5), {}, "INVALID_ARG field=chance value=1.5 allowed=0 to 1"),
+    (replace(step_row(1, [1]), chance=float("nan")), {}, "INVALID_ARG field=chance value=nan"),
     (step_row(1, [1]), {"stop": GrowthStop(float("nan"), 0, 0)}, "INVALID_ARG field=stop value=(nan, 0, 0)"),
     (step_row(1, [1]), {"stop": GrowthStop(1, 0, 1.1)}, "INVALID_ARG field=stop value=(1, 0, 1.1)"),
     (step_row(1, [1]), {"num_candidates": 51}, "INVALID_ARG field=num_candidates value=51 allowed=0 to 50"),

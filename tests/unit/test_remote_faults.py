@@ -129,28 +129,23 @@ def empty(message: np.ndarray) -> np.ndarray:
     return message[:0]
 
 
-class Grower(ScriptedDrafter):
-    """Says that its self-extended nodes have these parents."""
+class Talkative(ScriptedDrafter):
+    """Answers with more output nodes than were asked for."""
 
-    parents: tuple[int, ...] = ()
+    extra: int = 0
 
     async def step(self, call: StepCall, release_uids: Sequence[int] = ()) -> StepResult:
-        answer = await super().step(call, release_uids)
-        return replace(answer, rows=[replace(row, extended_parents=np.array(self.parents, np.int32)) for row in answer.rows])
+        return await super().step(replace(call, num_steps=call.num_steps + self.extra), release_uids)
 
 
 @async_test
-async def test_nodes_that_do_not_fit_together_are_an_engine_error() -> None:
-    node = FakeNode(Grower("code", counts()))
-    async with serving(node), reaching(node) as drafter:
-        for parents, is_good in (((0,), True), ((1,), False), ((-1,), False), ((0, 1, 2), False)):
-            node.drafter.parents = parents  # type: ignore[attr-defined]
-            await until(lambda: drafter.nodes[0].is_up, drafter)
-            if is_good:
-                assert (await drafter.step(asks(1))).rows[0].extended_parents.tolist() == [0]
-            else:
-                with pytest.raises(EngineError, match="do not fit together"):
-                    await drafter.step(asks(1))
+async def test_more_output_nodes_than_were_asked_for_are_an_engine_error() -> None:
+    node = FakeNode(drafter := Talkative("code", counts()))
+    async with serving(node), reaching(node) as client:
+        assert (await client.step(asks(1, num_steps=3))).rows[0].sampled.tolist() == [21, 22, 23]
+        drafter.extra = 1
+        with pytest.raises(EngineError, match="do not fit together"):
+            await client.step(asks(1, num_steps=3))
 
 
 @pytest.mark.parametrize("spoils", [too_many, strange_token, negative_dims, unknown_status, empty])

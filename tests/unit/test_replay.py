@@ -107,7 +107,7 @@ def test_a_replayed_drafter_answers_what_the_real_one_answers(models: ReplayMode
     wrong = np.array([3, 4], np.int32)
     tree = np.array([half[-1], 3, 4, 5], np.int32)
     branches = np.array([-1, 0, 0, 1], np.int32)
-    leaves, chances = np.array([3, 2, 0], np.int32), np.array([0.9, 0.8, 1.0], np.float32)
+    chain = np.array([half[-1], 3], np.int32)
     calls = [
         StepCall([StepRow(9, 2, half[2:], len(half) - 2)]),  # unknown: needs prefill
         StepCall([StepRow(9, 0, prompt, len(prompt))], 0, return_prompt_logprob=True),
@@ -115,14 +115,13 @@ def test_a_replayed_drafter_answers_what_the_real_one_answers(models: ReplayMode
         StepCall([StepRow(9, len(half) - 1, np.concatenate((half[-1:], wrong)), 1)], 3, 2),
         StepCall([StepRow(9, len(half) - 1, np.concatenate((half[-1:], wrong)), 3)], 2, 2),  # committed off the text, then taken back
         StepCall([StepRow(9, len(half) - 1, tree, 1, branches)], 1, 3),
-        StepCall([StepRow(9, len(half) - 1, tree, 1, branches, leaves=leaves, leaf_chances=chances)], 4, 2),
-        StepCall([StepRow(9, len(half) - 1, tree, 1, branches, leaves=leaves, leaf_chances=chances)], 6, 2, stop=GrowthStop(1.0, 0.0, 0.3)),
+        StepCall([StepRow(9, len(half) - 1, chain, 1, chance=0.9)], 4, 2),
+        StepCall([StepRow(9, len(half) - 1, chain, 1, chance=0.9)], 6, 2, stop=GrowthStop(1.0, 0.0, 0.1)),
     ]
     for call in calls:
         (mine,), (theirs,) = replayed.step(call).rows, real.step(call).rows
         assert (mine.status, mine.cached_len, mine.num_scored) == (theirs.status, theirs.cached_len, theirs.num_scored)
         assert mine.sampled.tolist() == theirs.sampled.tolist()
-        assert mine.extended_parents.tolist() == theirs.extended_parents.tolist()
         assert mine.prompt_logprob == pytest.approx(theirs.prompt_logprob, abs=1e-4)
         assert mine.candidate_ids.tolist() == theirs.candidate_ids.tolist()
         np.testing.assert_allclose(mine.candidate_probs, theirs.candidate_probs, atol=1e-5)

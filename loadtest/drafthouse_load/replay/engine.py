@@ -77,7 +77,7 @@ class ReplayEngine:
             return empty_result(entry, self._slots.cached_len(row.request_uid))
         reused, path = entry.reusable(row, 0 if call.return_prompt_logprob else row.num_committed - 1)
         entry.keep_path(path, row, reused)
-        return Task(index, row, entry, reused, DraftShape.of(row), num_extensions(row, call.num_steps))
+        return Task(index, row, entry, reused, DraftShape.of(row), num_extensions(call.num_steps))
 
     def _choose(self, task: Task, work: "_Work") -> Growth | None:
         """The choices at the row's own output nodes: the last committed token and the draft. Returns what grows from them."""
@@ -94,22 +94,21 @@ class ReplayEngine:
         for token, parent in zip(draft, parents, strict=True):
             contexts.append(text.after(contexts[parent], token))
             children.setdefault(parent, []).append(token)
-        first = len(work.sampled)
         for node, context in enumerate(contexts):
             steps = work.call.num_steps - 1 if node == len(draft) else 0
             work.take(task.index, self._outputs.answer(text, context, steps), children.get(node, ()))
-        return Growth(task, first) if task.num_extensions else None
+        return Growth(task, len(work.sampled) - 1) if task.num_extensions else None
 
     def _grow(self, growths: Sequence[Growth], work: "_Work") -> None:
         """What the engine adds by itself: see `engine.runner.Runner`."""
-        alive, runs = list(growths), list[NetworkCall[Growth]]()
+        before, runs = list(growths), list[NetworkCall[Growth]]()
         for left in reversed(range(work.call.num_steps - 1)):
-            has_stopped = [growth.feed(work.sampled, work.probs, work.call.stop) for growth in alive]
-            alive = [growth for growth in alive if growth.num_new]
+            alive = [growth for growth in before if growth.feed(work.sampled, work.probs, work.call.stop)]
             if not alive:
                 return
-            if any(has_stopped) or not runs:
+            if len(alive) < len(before) or not runs:
                 runs = plan_runs(alive, self._call_costs, self._slots)
+            before = alive
             for run in runs:
                 self._charge(run, work)
             for growth in alive:
@@ -119,11 +118,9 @@ class ReplayEngine:
         task = growth.task
         text, contexts = self._texts[task.row.request_uid], work.contexts[task.index]
         growth.keep()
-        growth.expect(len(work.sampled))
-        for node, token in zip(growth.nodes, map(int, growth.tokens), strict=True):
-            contexts.append(text.after(contexts[growth.parents[node - task.num_draft - 1]], token))
-            work.take(task.index, self._outputs.answer(text, contexts[node], num_steps), ())
-        work.parents[task.index] = growth.parents
+        growth.place = len(work.sampled)
+        contexts.append(text.after(contexts[-1], growth.token_ids[0]))
+        work.take(task.index, self._outputs.answer(text, contexts[-1], num_steps), ())
 
     def _result(self, task: Task, work: "_Work") -> RowResult:
         answers, score = work.answers.get(task.index, []), work.scores.get(task.index, (0.0, 0))
@@ -137,7 +134,6 @@ class ReplayEngine:
             candidate_probs=np.array([answer.probs[:width] for answer in answers], np.float32).reshape(count, width),
             prompt_logprob=score[0],
             num_scored=score[1],
-            extended_parents=np.array(work.parents.get(task.index, ()), np.int32),
         )
 
 
@@ -153,7 +149,6 @@ class _Work:
     answers: dict[int, list[Answer]] = field(default_factory=dict)  # by row, per output node
     contexts: dict[int, list[Context]] = field(default_factory=dict)  # by row, per output node
     scores: dict[int, tuple[float, int]] = field(default_factory=dict)
-    parents: dict[int, list[int]] = field(default_factory=dict)  # by row, of grown nodes
 
     def take(self, index: int, answer: Answer, children: Sequence[int]) -> None:
         """Note the choice at a row's next output node; where the answer only says that it does not matter, none of ``children``."""

@@ -47,16 +47,14 @@ class StepRow:
     num_committed: int
     parents: NDArray[np.int32] | None = None  # [num_tokens], index within `tokens`, -1 for tokens[0]; None = a chain
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    # With num_steps > 1, the tokens that grow (indices within `tokens`: the last committed token, draft nodes); None = the last token.
-    leaves: NDArray[np.int32] | None = None  # [num_leaves], each once; none at all is allowed
-    leaf_chances: NDArray[np.float32] | None = None  # [num_leaves], chance that the leaf itself is accepted, for `GrowthStop`; None = 1
+    chance: float = 1.0  # with num_steps > 1: that the last token itself is accepted, for `GrowthStop`
 
 
 @dataclass(frozen=True, slots=True)
 class GrowthStop:
-    """When a leaf stops growing: by end tokens, and by what its path is worth.
+    """When a row stops growing: by end tokens, and by what its path is worth.
 
-    A sampled token of candidate probability p is accepted with chance sigmoid(intercept + slope * logit(p)); the leaf's own chance times
+    A sampled token of candidate probability p is accepted with chance sigmoid(intercept + slope * logit(p)); `StepRow.chance` times
     those of everything sampled since must stay at or above ``min_chance`` for the token to be fed back.
     """
 
@@ -76,26 +74,21 @@ class StepCall:
     """A batch of rows with the options they share."""
 
     rows: Sequence[StepRow]
-    num_steps: int = 1  # > 1: the engine feeds its own samples back, num_steps - 1 times per leaf; 0: do not sample
+    num_steps: int = 1  # > 1: the engine feeds its own samples back, num_steps - 1 times, to rows whose drafts are chains; 0: do not sample
     num_candidates: int = 0  # best tokens per output node to return with probabilities (drafters)
     return_logprobs: bool = True  # False saves a softmax per output node: `logprobs` is 0 then
     # Sum of log p(tokens[i+1] | ...) over the row's committed tokens; all are computed anew, so that a repeated call scores the same.
     return_prompt_logprob: bool = False
-    stop: GrowthStop | None = None  # None: every leaf grows num_steps - 1 times, end tokens or not
-
-
-def _no_parents() -> NDArray[np.int32]:
-    return np.empty(0, np.int32)
+    stop: GrowthStop | None = None  # None: every row grows num_steps - 1 times, end tokens or not
 
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
     """The answer to one row.
 
-    The *output nodes* are the last committed token, then the row's draft nodes in order, then the self-extended nodes in the order in
-    which they came up: in each further step one per leaf that still grew, leaves in the row's order. ``sampled[j]`` is the token that
-    this model chooses after output node j. Extended nodes lie in the cache as drafts do: a later row that sends one of their paths as
-    committed tokens finds it there.
+    The *output nodes* are the last committed token, then the row's draft nodes in order, then the self-extended nodes, each after the one
+    before. ``sampled[j]`` is the token that this model chooses after output node j. Extended nodes lie in the cache as drafts do: a later
+    row that sends them as committed tokens finds them there.
     """
 
     status: RowStatus
@@ -109,7 +102,6 @@ class RowResult:
     prompt_logprob: float = 0.0  # sum in nats over `num_scored` tokens
     num_scored: int = 0
     error: str = ""
-    extended_parents: NDArray[np.int32] = field(default_factory=_no_parents)  # [num_extended], output node whose sample the node carries
 
 
 @dataclass(frozen=True, slots=True)

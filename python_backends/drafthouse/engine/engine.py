@@ -114,7 +114,7 @@ class ModelEngine:
         moved = entry.keep_path(path, row, reused)
         if moved is not None:
             self._session.copy_rows(entry.slot, *moved)
-        return Task(index, row, entry, reused, DraftShape.of(row), num_extensions(row, call.num_steps))
+        return Task(index, row, entry, reused, DraftShape.of(row), num_extensions(call.num_steps))
 
 
 def load_engine(folder: Path, options: EngineOptions) -> ModelEngine:

@@ -13,9 +13,9 @@ MAX_CANDIDATES = 64
 _MAX_SEED = (1 << 64) - 1
 
 
-def num_extensions(row: StepRow, num_steps: int) -> int:
+def num_extensions(num_steps: int) -> int:
     """Nodes that the engine adds to a row at most."""
-    return max(0, num_steps - 1) * (1 if row.leaves is None else row.leaves.size)
+    return max(0, num_steps - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,9 @@ class RowChecker:
         try:
             self._check_call(call)
             self._check_tokens(row, call.num_steps)
-            self._check_tree(row)
-            self._check_leaves(row)
+            self._check_tree(row, is_chain=call.num_steps > 1)
+            if not 0 <= row.chance <= 1:
+                raise invalid("chance", row.chance, "0 to 1")
             self._check_sampling(row.sampling)
         except ClientError as error:
             return str(error)
@@ -51,11 +52,9 @@ class RowChecker:
         limits, tokens = self.limits, row.tokens
         if tokens.ndim != 1 or tokens.dtype != np.int32 or not len(tokens):
             raise invalid("tokens", f"{tokens.dtype}{list(tokens.shape)}", "at least one token id, int32[n]")
-        most = limits.max_step_tokens - num_extensions(row, num_steps)
+        most = limits.max_step_tokens - num_extensions(num_steps)
         if len(tokens) > most:
-            num_leaves = 1 if row.leaves is None else row.leaves.size
-            allowed = f"up to {most} per call (with {num_steps} steps of {num_leaves} leaves): send longer input in chunks"
-            raise invalid("tokens", f"{len(tokens)} tokens", allowed)
+            raise invalid("tokens", f"{len(tokens)} tokens", f"up to {most} per call (with {num_steps} steps): send longer input in chunks")
         # Seen as unsigned, a negative id is a huge one: one pass finds both.
         if tokens.view(np.uint32).max() >= limits.vocab_size:
             worst = next(int(token) for token in tokens if not 0 <= token < limits.vocab_size)
@@ -68,7 +67,7 @@ class RowChecker:
             committed = row.prefix_len + row.num_committed
             raise invalid("prefix_len", f"{committed} committed tokens", f"up to {limits.usable_context} (usable context)")
 
-    def _check_tree(self, row: StepRow) -> None:
+    def _check_tree(self, row: StepRow, is_chain: bool) -> None:
         if row.parents is None:
             return
         parents = row.parents.tolist()
@@ -76,21 +75,9 @@ class RowChecker:
             raise invalid("parents", f"{len(parents)} parents", f"{len(row.tokens)} (one per token)")
         committed = row.num_committed
         for node, parent in enumerate(parents):
-            low = node - 1 if node < committed else committed - 1
+            low = node - 1 if is_chain or node < committed else committed - 1
             if not low <= parent < max(node, low + 1):
                 raise invalid("parents", f"{parent} of token {node}", f"{low} to {max(node - 1, low)}")
-
-    def _check_leaves(self, row: StepRow) -> None:
-        num_leaves, chances = 1, row.leaf_chances
-        if row.leaves is not None:
-            leaves = row.leaves.tolist()
-            num_leaves, low, high = len(leaves), row.num_committed - 1, len(row.tokens) - 1
-            if row.leaves.ndim != 1 or row.leaves.dtype != np.int32 or not all(low <= leaf <= high for leaf in leaves):
-                raise invalid("leaves", leaves, f"int32 indices from {low} to {high}")
-            if len(set(leaves)) != num_leaves:
-                raise invalid("leaves", leaves, "each leaf once")
-        if chances is not None and (chances.shape != (num_leaves,) or not ((chances >= 0) & (chances <= 1)).all()):
-            raise invalid("leaf_chances", chances.tolist(), f"{num_leaves} numbers from 0 to 1 (one per leaf)")
 
     def _check_sampling(self, params: SamplingParams) -> None:
         if not (math.isfinite(params.temperature) and params.temperature >= 0):

@@ -60,7 +60,7 @@ class Runner:
         for run in plan_runs(tasks, costs, self._slots):
             growths += self._run_rows(run, work)
         self._grow(growths, work, costs)
-        return self._answers(tasks, growths, work)
+        return self._answers(tasks, work)
 
     def rehearse(self, num_rows: int, num_tokens: int, num_packed: int) -> None:
         """Runs a call on the first slots that no request asked for, to see how long it takes; only while they are free."""
@@ -88,23 +88,23 @@ class Runner:
         self._choose(_output_logits(step, run), tasks, positions, [range(task.num_draft + 1) for task in tasks], work)
         growths: list[Growth] = []
         for task in tasks:
-            if task.num_extensions:
-                growths.append(Growth(task, first))
             first += task.num_draft + 1
+            if task.num_extensions:
+                growths.append(Growth(task, first - 1))
         return growths
 
     def _grow(self, growths: Sequence[Growth], work: _Work, costs: CallCosts) -> None:
-        """Feeds samples back, all leaves of all rows together, until the steps are done or nothing grows any more."""
-        alive = list(growths)
+        """Feeds samples back, those of all rows together, until the steps are done or nothing grows any more."""
+        before = list(growths)
         runs: list[NetworkCall[Growth]] = []
         for _ in range(work.call.num_steps - 1):
-            alive = [growth for growth in alive if growth.task.index not in work.failed]
-            has_stopped = [growth.feed(work.sampled, work.probs, work.call.stop) for growth in alive]
-            alive = [growth for growth in alive if growth.num_new]
+            alive = [growth for growth in before if growth.task.index not in work.failed]
+            alive = [growth for growth in alive if growth.feed(work.sampled, work.probs, work.call.stop)]
             if not alive:
                 return
-            if any(has_stopped) or not runs or work.failed:
+            if len(alive) < len(before) or not runs:
                 runs = plan_runs(alive, costs, self._slots)
+            before = alive
             for run in runs:
                 self._run_grown(run, work)
 
@@ -118,11 +118,10 @@ class Runner:
         for growth in growths:
             growth.keep()
         first = len(work.owners)
-        nodes = [growth.nodes for growth in growths]
-        self._choose(step.logits[: sum(map(len, nodes))], tasks, [growth.sample_positions() for growth in growths], nodes, work)
-        for growth in growths:
-            growth.expect(first)
-            first += growth.num_new
+        positions = [self._offsets[task.base + growth.node :][:1] for task, growth in zip(tasks, growths, strict=True)]
+        self._choose(step.logits[: len(growths)], tasks, positions, [(growth.node,) for growth in growths], work)
+        for place, growth in enumerate(growths, first):
+            growth.place = place
 
     def _execute(self, run: NetworkCall[PartT], tasks: Sequence[Task], work: _Work) -> BoundStep | None:
         """Runs the network; None when the runtime failed."""
@@ -192,7 +191,7 @@ class Runner:
         pairs = enumerate(zip(nodes, positions, strict=True))
         return [Ban(first + place, self._bans.banned(params, committed + paths[node], position)) for place, (node, position) in pairs]
 
-    def _answers(self, tasks: Sequence[Task], growths: Sequence[Growth], work: _Work) -> list[RowResult]:
+    def _answers(self, tasks: Sequence[Task], work: _Work) -> list[RowResult]:
         """The answers in the order of ``tasks``, each with its choices in the order in which they were made."""
         if not work.rounds:
             return [work.failed.get(task.index) or _without_choice(task, *work.score(task)) for task in tasks]
@@ -202,7 +201,6 @@ class Runner:
             for name in ("sampled", "logprobs", "candidate_ids", "candidate_probs")
         )
         ends = np.cumsum(np.bincount(work.owners, minlength=1 + max(task.index for task in tasks))).tolist()
-        grown = {growth.task.index: growth.parents for growth in growths}
         candidate_ids, candidate_probs = candidate_ids[:, : work.call.num_candidates], candidate_probs[:, : work.call.num_candidates]
         answers: list[RowResult] = []
         is_finite = bool(np.isfinite(logprobs).all())
@@ -213,8 +211,7 @@ class Runner:
             answer = work.failed.get(task.index)
             if answer is None:
                 choices = sampled[place], logprobs[place], candidate_ids[place], candidate_probs[place]
-                parents = np.array(grown.get(task.index, ()), np.int32)
-                answer = RowResult(RowStatus.OK, task.base, *choices, *work.score(task), extended_parents=parents)
+                answer = RowResult(RowStatus.OK, task.base, *choices, *work.score(task))
             answers.append(answer)
         return answers
 

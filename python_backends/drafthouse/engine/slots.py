@@ -65,13 +65,8 @@ class CacheEntry:
         shift = row.num_committed
         self.draft_parents = None if is_chain or row.parents is None else (row.parents[shift:] - shift).tolist()
 
-    def extend_draft(self, token: int, parent: int | None = None) -> None:
-        """Appends a self-extended token below draft node ``parent`` (or ROOT); None: below the last one."""
-        last = len(self.draft_tokens) - 1
-        if parent not in (None, last) and self.draft_parents is None:
-            self.draft_parents = list(range(ROOT, last))
-        if self.draft_parents is not None:
-            self.draft_parents.append(last if parent is None else parent)
+    def extend_draft(self, token: int) -> None:
+        """Appends a self-extended token to a draft that is a chain."""
         self.draft_tokens.append(token)
 
     def forget_drafts(self) -> None:
@@ -101,7 +96,7 @@ class CacheEntry:
             return list(range(length))
         child_of: dict[tuple[int, int], int] = {}
         for child, key in enumerate(zip(self.draft_parents, self.draft_tokens, strict=True)):
-            child_of.setdefault(key, child)  # a drafted node may have children that its self-extended twin has not
+            child_of.setdefault(key, child)
         path: list[int] = []
         for token in tokens:
             node = child_of.get((path[-1] if path else ROOT, token))

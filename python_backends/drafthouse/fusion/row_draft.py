@@ -135,8 +135,7 @@ class RowDraft:
         num_committed = len(tokens)
         if self.path:
             tokens = np.concatenate((tokens, np.array(self.path, np.int32)))
-        chances = np.array([self._trie.reach(self._tip)], np.float32)
-        self._shared_row = StepRow(row.request_uid, position, tokens, num_committed, None, row.sampling, leaf_chances=chances)
+        self._shared_row = StepRow(row.request_uid, position, tokens, num_committed, None, row.sampling, self._trie.reach(self._tip))
         return self._shared_row
 
     def chunk(self, position: int, num_tokens: int) -> StepRow:

@@ -101,13 +101,12 @@ class InfoColumn(IntEnum):
 
 
 class ResultColumn(IntEnum):
-    """Columns of an engine's `row_results` INT64 [B, 5]."""
+    """Columns of an engine's `row_results` INT64 [B, 4]."""
 
     STATUS = 0
     CACHED_LEN = 1
     NUM_OUTPUTS = 2
     NUM_SCORED = 3
-    NUM_EXTENDED = 4
 
 
 class PlanOption(IntEnum):
@@ -151,10 +150,8 @@ ENGINE = MessageSchema(
         TensorSpec("row_params", "FP32", (-1, 2), optional=True),
         TensorSpec("nodes", "INT32", (-1, 2), optional=True),  # token id, parent within the row
         TensorSpec("options", "INT32", (4,), optional=True),
-        # Which nodes grow. Sent only when a row names its leaves, says something of their chances, or may stop early.
-        TensorSpec("leaf_counts", "INT32", (-1,), optional=True),  # [B], -1 = the last token alone
-        TensorSpec("leaves", "INT32", (-1,), optional=True),  # index within the row's tokens
-        TensorSpec("leaf_chances", "FP32", (-1,), optional=True),
+        # Of rows that may stop growing early.
+        TensorSpec("row_chances", "FP32", (-1,), optional=True),  # [B]
         TensorSpec("growth_stop", "FP32", (3,), optional=True),  # slope, intercept, least chance
         BAD_WORDS,
         MORE_END_IDS,
@@ -162,11 +159,10 @@ ENGINE = MessageSchema(
     ),
     answer=(
         TensorSpec("engine_info", "INT64", (5,)),
-        TensorSpec("row_results", "INT64", (-1, 5)),
+        TensorSpec("row_results", "INT64", (-1, 4)),
         TensorSpec("row_logprobs", "FP32", (-1,)),  # summed prompt log-probability, nats
         TensorSpec("node_tokens", "INT32", (-1, -1)),  # [num_outputs, 1 + num_candidates]: sampled, candidates
         TensorSpec("node_logprobs", "FP32", (-1, -1)),  # log-probability of the sample, candidates' probabilities
-        TensorSpec("extended_parents", "INT32", (-1,)),
         TensorSpec("row_errors", "UINT8", (-1,)),  # JSON: {row: message}
     ),
 )

@@ -18,8 +18,6 @@ from drafthouse.triton.codec.rows import (
 )
 from drafthouse.triton.schema import ResultColumn, RowColumn
 
-_DEFAULT = -1  # leaves of a row that names none: its last token
-
 
 def _parents_of(row: StepRow) -> NDArray[np.int32]:
     if row.parents is not None:
@@ -41,34 +39,10 @@ def pack_step(call: StepCall, release_uids: Sequence[int] = ()) -> Tensors:
 
 
 def _pack_growth(call: StepCall) -> Tensors:
-    tensors: Tensors = {}
-    if any(row.leaves is not None for row in call.rows):
-        tensors["leaf_counts"] = np.array([_DEFAULT if row.leaves is None else len(row.leaves) for row in call.rows], np.int32)
-        tensors["leaves"] = np.concatenate([row.leaves for row in call.rows if row.leaves is not None])
-    if any(row.leaf_chances is not None for row in call.rows):
-        chances = [np.ones(_num_leaves(row), np.float32) if row.leaf_chances is None else row.leaf_chances for row in call.rows]
-        tensors["leaf_chances"] = np.concatenate(chances)
-    if call.stop is not None:
-        tensors["growth_stop"] = np.array([call.stop.slope, call.stop.intercept, call.stop.min_chance], np.float32)
-    return tensors
-
-
-def _num_leaves(row: StepRow) -> int:
-    return 1 if row.leaves is None else len(row.leaves)
-
-
-def _unpack_leaves(tensors: Mapping[str, Array], num_rows: int) -> list[tuple[Array | None, Array | None]]:
-    """Leaves and their chances by row. Chances are given for every row, or for none."""
-    counts = tensors["leaf_counts"].tolist() if "leaf_counts" in tensors else [_DEFAULT] * num_rows
-    named = offsets_of(np.maximum(counts, 0))
-    weighed = offsets_of(np.abs(counts))  # a row that names no leaves has one
-    return [
-        (
-            tensors["leaves"][named[row] : named[row + 1]] if count != _DEFAULT else None,
-            tensors["leaf_chances"][weighed[row] : weighed[row + 1]] if "leaf_chances" in tensors else None,
-        )
-        for row, count in enumerate(counts)
-    ]
+    if call.stop is None:
+        return {}
+    stop = np.array([call.stop.slope, call.stop.intercept, call.stop.min_chance], np.float32)
+    return {"row_chances": np.array([row.chance for row in call.rows], np.float32), "growth_stop": stop}
 
 
 def unpack_step(tensors: Mapping[str, Array]) -> StepCall:
@@ -78,6 +52,7 @@ def unpack_step(tensors: Mapping[str, Array]) -> StepCall:
     table = tensors["rows"].tolist()
     offsets = offsets_of(tensors["rows"][:, RowColumn.NUM_TOKENS])
     nodes = tensors["nodes"]
+    chances = tensors["row_chances"].tolist() if "row_chances" in tensors else [1.0] * len(table)
     rows = [
         StepRow(
             request_uid=row[RowColumn.REQUEST_UID] & MASK64,
@@ -86,12 +61,9 @@ def unpack_step(tensors: Mapping[str, Array]) -> StepCall:
             num_committed=row[RowColumn.COUNT],
             parents=np.ascontiguousarray(nodes[begin:end, 1]),
             sampling=sampling,
-            leaves=leaves,
-            leaf_chances=chances,
+            chance=chance,
         )
-        for row, begin, end, sampling, (leaves, chances) in zip(
-            table, offsets, offsets[1:], unpack_sampling(tensors), _unpack_leaves(tensors, len(table)), strict=False
-        )
+        for row, begin, end, sampling, chance in zip(table, offsets, offsets[1:], unpack_sampling(tensors), chances, strict=False)
     ]
     num_steps, num_candidates, logprobs, prompt_logprob = tensors["options"].tolist()
     stop = GrowthStop(*tensors["growth_stop"].tolist()) if "growth_stop" in tensors else None
@@ -111,7 +83,7 @@ def pack_step_result(result: StepResult) -> Tensors:
         tokens[begin:end, 0], tokens[begin:end, 1:] = row.sampled, row.candidate_ids if end > begin else 0
         scores[begin:end, 0], scores[begin:end, 1:] = row.logprobs, row.candidate_probs if end > begin else 0.0
         begin = end
-    table = [(int(row.status), row.cached_len, len(row.sampled), row.num_scored, len(row.extended_parents)) for row in rows]
+    table = [(int(row.status), row.cached_len, len(row.sampled), row.num_scored) for row in rows]
     errors = {str(i): row.error for i, row in enumerate(rows) if row.error}
     info = (result.engine_epoch, result.session_ns, result.slots_free, result.slots_total, len(rows))
     return {
@@ -120,7 +92,6 @@ def pack_step_result(result: StepResult) -> Tensors:
         "row_logprobs": np.array([row.prompt_logprob for row in rows], np.float32),
         "node_tokens": tokens,
         "node_logprobs": scores,
-        "extended_parents": np.concatenate([np.empty(0, np.int32), *(row.extended_parents for row in rows)]),
         "row_errors": json_bytes(errors),
     }
 
@@ -131,9 +102,8 @@ def unpack_step_result(tensors: Mapping[str, Array]) -> StepResult:
     tokens, scores = tensors["node_tokens"], tensors["node_logprobs"]
     errors = from_json(tensors["row_errors"])
     logprobs = tensors["row_logprobs"].tolist()
-    parents = tensors["extended_parents"]
-    rows, begin, grown = [], 0, 0
-    for i, (status, cached_len, num_outputs, num_scored, num_extended) in enumerate(tensors["row_results"].tolist()):
+    rows, begin = [], 0
+    for i, (status, cached_len, num_outputs, num_scored) in enumerate(tensors["row_results"].tolist()):
         end = begin + num_outputs
         rows.append(
             RowResult(
@@ -146,8 +116,7 @@ def unpack_step_result(tensors: Mapping[str, Array]) -> StepResult:
                 prompt_logprob=logprobs[i],
                 num_scored=num_scored,
                 error=errors.get(str(i), ""),
-                extended_parents=parents[grown : grown + num_extended],
             )
         )
-        begin, grown = end, grown + num_extended
+        begin = end
     return StepResult(rows, epoch, session_ns, slots_free, slots_total)

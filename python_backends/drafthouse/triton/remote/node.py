@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-import numpy as np
 import tritonclient.grpc.aio as triton
 
 from drafthouse.core.clock import now_ns
@@ -169,9 +168,8 @@ class RemoteNode:
             for ids in (row.sampled, row.candidate_ids):
                 if ids.size and not 0 <= ids.min() <= ids.max() < self._contact.vocab_size:
                     raise ValueError(f"token ids outside the vocabulary of {self._contact.vocab_size}")
-            first = len(row.sampled) - len(row.extended_parents)  # every extended node follows its parent
-            inside = (row.extended_parents >= 0) & (row.extended_parents < first + np.arange(len(row.extended_parents)))
-            if first < 0 or not inside.all() or row.candidate_ids.shape != row.candidate_probs.shape:
+            most = len(asked.tokens) - asked.num_committed + call.num_steps  # the root, drafts, and what was grown
+            if len(row.sampled) > most or row.candidate_ids.shape != row.candidate_probs.shape:
                 raise ValueError("output nodes that do not fit together")
 
     def _leave_out(self, trouble: str) -> None:
