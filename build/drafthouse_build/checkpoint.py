@@ -1,4 +1,8 @@
-"""Reads a Hugging Face checkpoint folder: configuration, safetensors (one file or shards), end-of-sequence ids."""
+"""Reads a Hugging Face checkpoint folder: configuration, safetensors (one file or shards), end-of-sequence ids.
+
+Nothing is read before it is asked for, and a large tensor can be asked for in parts: what a build holds of a checkpoint are the pages of
+the parts it is working on.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from drafthouse_build.completion import complete_config
 from drafthouse_build.errors import BuildError
+from drafthouse_build.families import architecture_of
 
 # Importing ml_dtypes is what teaches numpy, and so safetensors, the name "bfloat16".
 FLOAT_TYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
@@ -22,6 +28,7 @@ FloatArray = NDArray[np.float32]
 Weights = Mapping[str, FloatArray]
 
 _HASH_CHUNK_BYTES = 1 << 22
+_ALL = slice(None)
 
 
 class SafetensorsWeights(Mapping[str, FloatArray]):
@@ -43,10 +50,12 @@ class SafetensorsWeights(Mapping[str, FloatArray]):
         if name not in self._file_of:
             raise KeyError(name)
         with safe_open(self._file_of[name], "numpy") as handle:
-            tensor = handle.get_tensor(name)
-        if tensor.dtype not in FLOAT_TYPES:
-            raise BuildError("UNSUPPORTED", f"dtype of {name}", tensor.dtype, "float32, float16, bfloat16")
-        return np.asarray(tensor, dtype=np.float32)
+            return _as_float32(name, handle.get_tensor(name))
+
+    def block(self, name: str, rows: slice, columns: slice) -> FloatArray:
+        """A part of the matrix `name`; the rest of it is not read."""
+        with safe_open(self._file_of[name], "numpy") as handle:
+            return _as_float32(name, handle.get_slice(name)[rows, columns])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file_of)
@@ -55,9 +64,26 @@ class SafetensorsWeights(Mapping[str, FloatArray]):
         return len(self._file_of)
 
 
+def block(weights: Weights, name: str, rows: slice = _ALL, columns: slice = _ALL) -> FloatArray:
+    """A part of the matrix `name`, read as such where the weights can."""
+    if isinstance(weights, SafetensorsWeights):
+        return weights.block(name, rows, columns)
+    return weights[name][rows, columns]
+
+
+def _as_float32(name: str, tensor: NDArray[np.generic]) -> FloatArray:
+    if tensor.dtype not in FLOAT_TYPES:
+        raise BuildError("UNSUPPORTED", f"dtype of {name}", tensor.dtype, "float32, float16, bfloat16")
+    return np.asarray(tensor, dtype=np.float32)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder that exists and is readable; `weights` reads one tensor at a time, as float32."""
+    """A checkpoint folder that exists and is readable.
+
+    `raw_config` is config.json with what its family leaves to `transformers` filled in; `weights` reads a tensor, or a part of it, at a
+    time, as float32.
+    """
 
     folder: Path
     architecture: str
@@ -72,12 +98,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise BuildError("INVALID_ARG", "checkpoint", folder, "an existing folder with config.json and *.safetensors")
     raw_config = _read_json(folder / "config.json")
-    architectures = raw_config.get("architectures") or ["none"]
     files = _weight_files(folder)
     return Checkpoint(
         folder=folder,
-        architecture=str(architectures[0]),
-        raw_config=raw_config,
+        architecture=architecture_of(raw_config),
+        raw_config=complete_config(folder, raw_config),
         eos_token_ids=_eos_token_ids(folder, raw_config),
         weights=SafetensorsWeights(files),
         weights_sha256=sha256_of_files(files),

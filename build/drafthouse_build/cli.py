@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from drafthouse_build.errors import BuildError
+from drafthouse_build.model_file import Progress
 from drafthouse_build.repository import StepOutcome, StepReporter, build_repository
 from drafthouse_build.templates import committed_drafters
 
@@ -41,8 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The options of `drafthouse build`."""
     parser = argparse.ArgumentParser(prog="drafthouse build", description="Turn Hugging Face checkpoints into a Triton model repository.")
-    parser.add_argument("--target", type=Path, metavar="DIR", help="checkpoint of the model whose text the user gets")
-    parser.add_argument("--drafter", action="append", default=[], metavar="NAME=DIR", help="a drafter and its checkpoint; repeat for more")
+    parser.add_argument("--target", metavar="DIR|ID", help="checkpoint of the model whose text the user gets: a folder or a hub id")
+    parser.add_argument(
+        "--drafter",
+        action="append",
+        default=[],
+        metavar="NAME=DIR|ID",
+        help="a drafter and its checkpoint, any that has the target's tokenizer; repeat for more",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="model repository to write")
     parser.add_argument("--precision", default="fp32", metavar="fp32|int8", help="weights: float32, or 8-bit blocks (default fp32)")
     parser.add_argument("--context-len", type=int, default=512, metavar="N", help="rows of a key/value cache (default 512)")
@@ -95,14 +104,14 @@ def _fill_in_demo(arguments: argparse.Namespace) -> None:
     arguments.expand_target = arguments.expand_target or _DEMO_TARGET_PARAMETERS
 
 
-def parse_drafters(texts: Sequence[str]) -> dict[str, Path]:
+def parse_drafters(texts: Sequence[str]) -> dict[str, str]:
     """Reads `NAME=DIR` options, in their order; raises `BuildError` for another form or a repeated name."""
-    drafters: dict[str, Path] = {}
+    drafters: dict[str, str] = {}
     for text in texts:
         name, separator, folder = text.partition("=")
         if not (name and separator and folder) or name in drafters:
             raise BuildError("INVALID_ARG", "drafter", text, "NAME=DIR, every name once")
-        drafters[name] = Path(folder)
+        drafters[name] = folder
     return drafters
 
 
@@ -116,13 +125,15 @@ def parse_count(text: str) -> int:
 
 def _reporter(console: Console) -> StepReporter:
     @contextmanager
-    def step(title: str) -> Iterator[None]:
+    def step(title: str) -> Iterator[Progress]:
         started = time.monotonic()
-        # Without a terminal there is no spinner: a line before the work says what takes so long.
+        # Without a terminal there is no bar: a line before the work says what takes so long.
         if not console.is_terminal:
             console.print(f"{title} …", highlight=False)
-        with console.status(title):
-            yield
+        columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+        with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task(title, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
         seconds = time.monotonic() - started
         if seconds > _WORTH_A_LINE_S:
             console.print(f"{title}: {seconds:.1f} s", highlight=False)

@@ -1,46 +1,57 @@
-"""The part of a Hugging Face `config.json` that a Llama graph is made of, checked while it is read."""
+"""The part of a Hugging Face `config.json` that a graph is made of, checked while it is read by the options of its family."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from drafthouse_build.errors import BuildError
+from drafthouse_build.families import Family, architecture_of, family_of
+from drafthouse_build.rope_config import RopeConfig, parse_ropes
+from drafthouse_build.values import positive_float, positive_int
 
-ROPE_TYPES = ("default", "linear", "llama3")
-_LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+Activation = Literal["silu", "gelu_tanh"]
+_ACTIVATIONS: Mapping[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerConfig:
+    """What one block's attention does. Blocks of most families are alike."""
+
+    window: int = 0  # tokens that are seen, the token itself among them; 0 = all before it
+    rope: int | None = 0  # which of the configuration's ropes; None = queries and keys are not rotated
 
 
 @dataclass(frozen=True)
-class RopeConfig:
-    """Rotary embedding: base, kind of scaling, and the numbers that kind needs (0 where it needs none)."""
-
-    theta: float
-    rope_type: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 0.0
-    high_freq_factor: float = 0.0
-    original_max_positions: int = 0
-
-
-@dataclass(frozen=True)
-class LlamaConfig:
-    """Shape of a Llama model. `num_heads` counts query heads, `num_kv_heads` key/value heads (grouped-query attention)."""
+class ModelConfig:
+    """Shape of a model. `num_heads` counts query heads, `num_kv_heads` key/value heads (grouped-query attention)."""
 
     vocab_size: int
     hidden_size: int
     intermediate_size: int
-    num_layers: int
+    layers: tuple[LayerConfig, ...]
     num_heads: int
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
-    rope: RopeConfig
+    ropes: tuple[RopeConfig, ...]
     max_positions: int
     tied_embeddings: bool
-    attention_bias: bool
-    mlp_bias: bool
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    activation: Activation = "silu"
+    fused_projections: bool = False
+    query_key_norm: bool = False
+    norm_offset: float = 0.0
+    sandwich_norms: bool = False
+    embedding_scale: float = 1.0
+    attention_scale: float = 0.0  # factor of the scores; 0 = one over the root of head_dim
+    attention_softcap: float = 0.0  # 0 = none
+    logit_softcap: float = 0.0  # 0 = none
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -48,73 +59,103 @@ class LlamaConfig:
         if self.head_dim % 2:
             raise BuildError("INVALID_ARG", "head_dim", self.head_dim, "even numbers (rotary embedding)")
 
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
 
-def parse_llama_config(raw: Mapping[str, Any]) -> LlamaConfig:
-    """Reads a Llama `config.json`; raises `BuildError` for a missing field or a feature that the graph does not have."""
-    _refuse_unknown_features(raw)
-    num_heads = _positive_int(raw, "num_attention_heads")
-    hidden_size = _positive_int(raw, "hidden_size")
-    return LlamaConfig(
-        vocab_size=_positive_int(raw, "vocab_size"),
+    def check_context(self, context_len: int, max_step_tokens: int) -> None:
+        """Raises `BuildError` when no graph with so many cache rows, and calls of so many tokens per row, would be right."""
+        if context_len > self.max_positions:
+            raise BuildError("INVALID_ARG", "context_len", context_len, f"up to max_position_embeddings={self.max_positions}")
+        for rope in self.ropes:
+            # Beyond it the model turns all its angles round, also those of the keys that are cached already.
+            if rope.rope_type == "longrope" and context_len > rope.original_max_positions:
+                allowed = f"up to original_max_position_embeddings={rope.original_max_positions} with rope_type=longrope"
+                raise BuildError("UNSUPPORTED", "context_len", context_len, allowed)
+        for window in sorted({layer.window for layer in self.layers if 0 < layer.window < context_len}):
+            # The graph takes a draft node's cache row for its position; that is only right while all of a tree is inside the window.
+            if max_step_tokens > window:
+                raise BuildError("INVALID_ARG", "max_step_tokens", max_step_tokens, f"up to sliding_window={window}")
+
+
+def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
+    """Reads a `config.json`; raises `BuildError` for an architecture, a missing entry or a feature that the graph does not have."""
+    family = family_of(architecture_of(raw))
+    _refuse_unknown_features(raw, family)
+    num_heads = positive_int(raw, "num_attention_heads")
+    hidden_size = positive_int(raw, "hidden_size")
+    head_dim = positive_int(raw, "head_dim", hidden_size // num_heads)
+    scalar = positive_float(raw, family.query_scalar_field) if family.query_scalar_field else 0.0
+    return ModelConfig(
+        vocab_size=positive_int(raw, "vocab_size"),
         hidden_size=hidden_size,
-        intermediate_size=_positive_int(raw, "intermediate_size"),
-        num_layers=_positive_int(raw, "num_hidden_layers"),
+        intermediate_size=positive_int(raw, "intermediate_size"),
+        layers=_parse_layers(raw, family),
         num_heads=num_heads,
-        num_kv_heads=_positive_int(raw, "num_key_value_heads", num_heads),
-        head_dim=_positive_int(raw, "head_dim", hidden_size // num_heads),
-        rms_norm_eps=_positive_float(raw, "rms_norm_eps", 1e-6),
-        rope=_parse_rope(raw),
-        max_positions=_positive_int(raw, "max_position_embeddings", 2048),
+        num_kv_heads=positive_int(raw, "num_key_value_heads", num_heads),
+        head_dim=head_dim,
+        rms_norm_eps=positive_float(raw, "rms_norm_eps", 1e-6),
+        ropes=parse_ropes(raw, family, head_dim),
+        max_positions=positive_int(raw, "max_position_embeddings", 2048),
         tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        attention_bias=bool(raw.get("attention_bias", False)),
-        mlp_bias=bool(raw.get("mlp_bias", False)),
+        qkv_bias=_option(raw, family.qkv_bias),
+        out_bias=_option(raw, family.out_bias),
+        mlp_bias=_option(raw, family.mlp_bias),
+        activation=_ACTIVATIONS[raw.get(family.activation_field) or "silu"],
+        fused_projections=family.fused_projections,
+        query_key_norm=family.query_key_norm,
+        norm_offset=family.norm_offset,
+        sandwich_norms=family.sandwich_norms,
+        embedding_scale=math.sqrt(hidden_size) if family.scaled_embeddings else 1.0,
+        attention_scale=scalar**-0.5 if scalar else 0.0,
+        attention_softcap=_soft_cap(raw, family, "attn_logit_softcapping"),
+        logit_softcap=_soft_cap(raw, family, "final_logit_softcapping"),
     )
 
 
-def _refuse_unknown_features(raw: Mapping[str, Any]) -> None:
-    activation = raw.get("hidden_act", "silu")
-    if activation != "silu":
-        raise BuildError("UNSUPPORTED", "hidden_act", activation, "silu")
+def _refuse_unknown_features(raw: Mapping[str, Any], family: Family) -> None:
+    activation = raw.get(family.activation_field) or "silu"
+    if activation not in _ACTIVATIONS:
+        raise BuildError("UNSUPPORTED", family.activation_field, activation, _ACTIVATIONS)
     quantization = raw.get("quantization_config")
     if quantization is not None:
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, Mapping) else quantization
         raise BuildError("UNSUPPORTED", "quantization_config", method, "unquantised bf16, fp16 or fp32 weights")
+    for name, allowed in family.required.items():
+        if raw.get(name) not in allowed:
+            raise BuildError("UNSUPPORTED", name, raw.get(name), map(str, allowed))
 
 
-def _parse_rope(raw: Mapping[str, Any]) -> RopeConfig:
-    """Reads both spellings: `rope_parameters` (transformers ≥ 5) and `rope_theta` with `rope_scaling` (before)."""
-    section = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if not isinstance(section, Mapping):
-        raise BuildError("INVALID_ARG", "rope_parameters", section, "an object with rope_type and rope_theta")
-    rope_type = section.get("rope_type", section.get("type", "default"))
-    if rope_type not in ROPE_TYPES:
-        raise BuildError("UNSUPPORTED", "rope_type", rope_type, ROPE_TYPES)
-    partial = section.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
-    if partial != 1.0:
-        raise BuildError("UNSUPPORTED", "partial_rotary_factor", partial, "1.0")
-    theta = _positive_float({"rope_theta": section.get("rope_theta", raw.get("rope_theta"))}, "rope_theta", 10000.0)
-    if rope_type == "default":
-        return RopeConfig(theta)
-    factor = _positive_float(section, "factor")
-    if rope_type == "linear":
-        return RopeConfig(theta, rope_type, factor)
-    _, low, high, _ = (_positive_float(section, key) for key in _LLAMA3_KEYS)
-    if high <= low:
-        raise BuildError("INVALID_ARG", "high_freq_factor", high, f"above low_freq_factor={low}")
-    return RopeConfig(theta, rope_type, factor, low, high, _positive_int(section, "original_max_position_embeddings"))
+def _option(raw: Mapping[str, Any], option: bool | str) -> bool:
+    return bool(raw.get(option, False)) if isinstance(option, str) else option
 
 
-def _positive_int(raw: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = raw.get(key)
-    value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise BuildError("INVALID_ARG", key, value, "an integer ≥ 1")
-    return value
+def _soft_cap(raw: Mapping[str, Any], family: Family, name: str) -> float:
+    return positive_float(raw, name) if family.soft_caps and raw.get(name) is not None else 0.0
 
 
-def _positive_float(raw: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    value = raw.get(key)
-    value = default if value is None else value
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise BuildError("INVALID_ARG", key, value, "a number > 0")
-    return float(value)
+def _parse_layers(raw: Mapping[str, Any], family: Family) -> tuple[LayerConfig, ...]:
+    num_layers = positive_int(raw, "num_hidden_layers")
+    types = _by_layer(raw, "layer_types", num_layers, "full_attention", _LAYER_TYPES) if family.windows == "by_layer_type" else None
+    is_rotated = _by_layer(raw, "no_rope_layers", num_layers, 1, (0, 1)) if family.unrotated_layers else [1] * num_layers
+    layers = []
+    for layer in range(num_layers):
+        is_sliding = family.windows == "all" or (types is not None and types[layer] == "sliding_attention")
+        # Mistral and Phi-3 without a window say null; a layer that slides must have one.
+        window = positive_int(raw, "sliding_window") if is_sliding and (types or raw.get("sliding_window") is not None) else 0
+        rope = 1 if family.ropes_by_layer_type and is_sliding else 0
+        layers.append(LayerConfig(window, rope if is_rotated[layer] else None))
+    return tuple(layers)
+
+
+def _by_layer(raw: Mapping[str, Any], name: str, num_layers: int, default: object, allowed: Sequence[object]) -> list[object]:
+    """A list with one entry per layer; `default` for all where there is none."""
+    values = raw.get(name)
+    if values is None:
+        return [default] * num_layers
+    if not isinstance(values, list) or len(values) != num_layers:
+        raise BuildError("INVALID_ARG", name, values, f"a list of num_hidden_layers={num_layers} entries")
+    for value in values:
+        if value not in allowed:
+            raise BuildError("UNSUPPORTED", name, value, map(str, allowed))
+    return values

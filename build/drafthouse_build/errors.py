@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-Code = Literal["INVALID_ARG", "UNSUPPORTED"]
+Code = Literal["INVALID_ARG", "UNSUPPORTED", "UNAVAILABLE"]
 
 
 class BuildError(Exception):
     """Bad input to a build, printed as one line `CODE field=… value=… allowed=…`.
 
-    `code` is INVALID_ARG for what is missing or wrong and UNSUPPORTED for what is correct but not handled here.
+    `code` is INVALID_ARG for what is missing or wrong, UNSUPPORTED for what is correct but not handled here, UNAVAILABLE for what could
+    not be reached or is not installed.
     """
 
     def __init__(self, code: Code, field: str, value: object, allowed: str | Iterable[str]) -> None:

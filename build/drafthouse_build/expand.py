@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from drafthouse_build.checkpoint import FloatArray, Weights
-from drafthouse_build.config import LlamaConfig
+from drafthouse_build.config import LayerConfig, ModelConfig
 from drafthouse_build.errors import BuildError
-from drafthouse_build.llama import num_parameters
+from drafthouse_build.shapes import num_parameters
 
 _INIT_STD = 0.02
 _WIDTH_STEP = 64
+_UNLIKE_LLAMA = ("qkv_bias", "out_bias", "mlp_bias", "fused_projections", "query_key_norm", "sandwich_norms")
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,20 @@ class Expansion:
     intermediate_size: int
 
 
-def expand_to(config: LlamaConfig, weights: Weights, num_params: int) -> tuple[LlamaConfig, Weights]:
+def expand_to(config: ModelConfig, weights: Weights, num_params: int) -> tuple[ModelConfig, Weights]:
     """Grows the model to about `num_params` parameters."""
     return expand(config, weights, plan_expansion(config, num_params))
 
 
-def plan_expansion(config: LlamaConfig, num_params: int) -> Expansion:
-    """The expansion that comes closest to `num_params`: a new block after each old one, the rest in width, in steps of 64 neurons."""
+def plan_expansion(config: ModelConfig, num_params: int) -> Expansion:
+    """The expansion that comes closest to `num_params`: a new block after each old one, the rest in width, in steps of 64 neurons.
+
+    Raises `BuildError` for fewer parameters than that gives, and for models whose blocks are not plain Llama's.
+    """
+    _refuse_unlike_llama(config)
     num_layers = 2 * config.num_layers
     width = config.intermediate_size
-    deeper = replace(config, num_layers=num_layers)
+    deeper = replace(config, layers=config.layers[:1] * num_layers)
     per_neuron = num_layers * config.hidden_size * 3
     missing = num_params - num_parameters(deeper)
     steps = round(missing / (per_neuron * _WIDTH_STEP))
@@ -49,13 +54,12 @@ def plan_expansion(config: LlamaConfig, num_params: int) -> Expansion:
     return Expansion(num_layers, width + steps * _WIDTH_STEP)
 
 
-def expand(config: LlamaConfig, weights: Weights, expansion: Expansion, seed: int = 0) -> tuple[LlamaConfig, dict[str, FloatArray]]:
+def expand(config: ModelConfig, weights: Weights, expansion: Expansion, seed: int = 0) -> tuple[ModelConfig, dict[str, FloatArray]]:
     """Returns configuration and weights of the grown model; the same `seed` gives the same numbers."""
     if expansion.num_layers < config.num_layers or expansion.intermediate_size < config.intermediate_size:
         raise BuildError("INVALID_ARG", "expansion", expansion, "at least the size of the checkpoint")
-    if config.attention_bias or config.mlp_bias:
-        raise BuildError("UNSUPPORTED", "attention_bias or mlp_bias", True, "expansion of models without biases")
-    grown = replace(config, num_layers=expansion.num_layers, intermediate_size=expansion.intermediate_size)
+    _refuse_unlike_llama(config)
+    grown = replace(config, layers=config.layers[:1] * expansion.num_layers, intermediate_size=expansion.intermediate_size)
     random = np.random.default_rng(seed)
     result = {name: weights[name] for name in weights if not name.startswith("model.layers.")}
     origins = interleaved_origins(config.num_layers, expansion.num_layers)
@@ -64,6 +68,14 @@ def expand(config: LlamaConfig, weights: Weights, expansion: Expansion, seed: in
         widened = _widened(block, expansion.intermediate_size, random)
         result.update({f"model.layers.{layer}.{name}": tensor for name, tensor in widened.items()})
     return grown, result
+
+
+def _refuse_unlike_llama(config: ModelConfig) -> None:
+    for option in _UNLIKE_LLAMA:
+        if getattr(config, option):
+            raise BuildError("UNSUPPORTED", option, True, "False with expand_target")
+    if set(config.layers) != {LayerConfig()}:
+        raise BuildError("UNSUPPORTED", "layer_types", "windows or layers without rotation", "full attention with expand_target")
 
 
 def interleaved_origins(num_old: int, num_new: int) -> list[int | None]:
@@ -78,7 +90,7 @@ def _block(weights: Weights, layer: int) -> dict[str, FloatArray]:
     return {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
 
 
-def _identity_block(config: LlamaConfig, random: np.random.Generator) -> dict[str, FloatArray]:
+def _identity_block(config: ModelConfig, random: np.random.Generator) -> dict[str, FloatArray]:
     hidden, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     return {

@@ -11,39 +11,47 @@ table stays float32, also when both are one matrix: looking up a row costs nothi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 
-from drafthouse_build.graph import add_tensor
+from drafthouse_build.weight_store import WeightStore, read_tensor, spans
 
 BLOCK_SIZE = 64
 _ZERO_POINT = 128
 _INT8_ACTIVATIONS = 4
 
 
-def quantize_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns a copy of `model` whose constant right-hand matrices are 8-bit blocks."""
+def quantize_weights(model: onnx.ModelProto, folder: Path | None = None, store: WeightStore | None = None) -> onnx.ModelProto:
+    """Returns a copy of `model` whose constant right-hand matrices are 8-bit blocks.
+
+    `folder` holds the model's external weights, where it has any; the new ones go to `store`, without one into the copy itself.
+    """
     source = model.graph
     constants = {tensor.name: tensor for tensor in source.initializer}
     transposed = {node.output[0]: node.input[0] for node in source.node if node.op_type == "Transpose" and node.input[0] in constants}
     result = onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name)
     result.opset_import.extend([*model.opset_import, helper.make_opsetid("com.microsoft", 1)])
     result.metadata_props.extend(model.metadata_props)
-    graph = result.graph
-    graph.name = source.name
-    graph.input.extend(source.input)
-    graph.output.extend(source.output)
+    writer = _Writer(result.graph, store or WeightStore())
+    result.graph.name = source.name
+    result.graph.input.extend(source.input)
+    result.graph.output.extend(source.output)
     for node in source.node:
         right = node.input[1] if node.op_type == "MatMul" else ""
         if right in constants or right in transposed:
-            matrix = numpy_helper.to_array(constants[transposed.get(right, right)])
-            _add_quantized(graph, node, matrix.T if right in transposed else matrix)
+            matrix = read_tensor(constants[transposed.get(right, right)], folder)
+            writer.add_quantized(node, matrix.T if right in transposed else matrix)
         elif node.output[0] not in transposed:
-            graph.node.append(node)
-    used = {name for node in graph.node for name in node.input}
-    graph.initializer.extend(tensor for name, tensor in constants.items() if name in used)
+            result.graph.node.append(node)
+    used = {name for node in result.graph.node for name in node.input}
+    for name, tensor in constants.items():
+        if name in used:
+            writer.copy(tensor, folder)
     return result
 
 
@@ -60,21 +68,46 @@ def quantize_blocks(matrix: NDArray[np.float32], block_size: int) -> tuple[NDArr
     return values.astype(np.uint8), scales
 
 
-def _add_quantized(graph: onnx.GraphProto, node: onnx.NodeProto, matrix: NDArray[np.float32]) -> None:
-    """Adds to `graph` what multiplies as `node` does, by the rounded `matrix [K, N]`."""
-    values, scales = quantize_blocks(matrix, BLOCK_SIZE)
-    add_tensor(graph, f"{node.name}.blocks", values)
-    add_tensor(graph, f"{node.name}.scales", scales)
-    quantized = helper.make_node(
-        "MatMulNBits",
-        [node.input[0], f"{node.name}.blocks", f"{node.name}.scales"],
-        list(node.output),
-        name=node.name,
-        domain="com.microsoft",
-        K=matrix.shape[0],
-        N=matrix.shape[1],
-        bits=8,
-        block_size=BLOCK_SIZE,
-        accuracy_level=_INT8_ACTIVATIONS,
-    )
-    graph.node.append(quantized)
+class _Writer:
+    """Adds nodes and weights to the graph that is being made."""
+
+    def __init__(self, graph: onnx.GraphProto, store: WeightStore) -> None:
+        self._graph = graph
+        self._store = store
+
+    def add_quantized(self, node: onnx.NodeProto, matrix: NDArray[np.generic]) -> None:
+        """Adds what multiplies as `node` does, by the rounded `matrix [K, N]`."""
+        rows, columns = matrix.shape
+        num_blocks = -(-rows // BLOCK_SIZE)
+        scales = np.empty((columns, num_blocks), np.float32)
+
+        def values() -> Iterator[NDArray[np.uint8]]:
+            for span in spans(columns, 4 * rows):
+                part, scales[span] = quantize_blocks(np.asarray(matrix[:, span], np.float32), BLOCK_SIZE)
+                yield part
+
+        shape = (columns, num_blocks, BLOCK_SIZE)
+        self._store.add_blocks(self._graph, f"{node.name}.blocks", np.dtype(np.uint8), shape, values())
+        self._store.add_blocks(self._graph, f"{node.name}.scales", scales.dtype, scales.shape, [scales])
+        quantized = helper.make_node(
+            "MatMulNBits",
+            [node.input[0], f"{node.name}.blocks", f"{node.name}.scales"],
+            list(node.output),
+            name=node.name,
+            domain="com.microsoft",
+            K=rows,
+            N=columns,
+            bits=8,
+            block_size=BLOCK_SIZE,
+            accuracy_level=_INT8_ACTIVATIONS,
+        )
+        self._graph.node.append(quantized)
+
+    def copy(self, tensor: onnx.TensorProto, folder: Path | None) -> None:
+        """Adds a weight that stays as it is."""
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            self._graph.initializer.append(tensor)
+            return
+        table = read_tensor(tensor, folder)
+        parts = (table[span] for span in spans(len(table), table[:1].nbytes))
+        self._store.add_blocks(self._graph, tensor.name, table.dtype, table.shape, parts)

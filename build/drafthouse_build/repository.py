@@ -9,17 +9,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from drafthouse_build.checkpoint import Checkpoint, load_checkpoint
-from drafthouse_build.engine import EngineOptions, Precision, build_engine, check_model
+from drafthouse_build.engine import EngineOptions, build_engine, check_model
 from drafthouse_build.errors import BuildError
+from drafthouse_build.hub import checkpoint_folder
+from drafthouse_build.model_file import Precision, Progress
 from drafthouse_build.router_table import build_router_table
 from drafthouse_build.templates import DRAFTER_PREFIX, SHARED_MODELS, committed_drafters, copy_model, make_drafter, read_parameter
-from drafthouse_build.tokenizer import TOKENIZER_FILES, check_same_tokenizer, tokenizer_file
+from drafthouse_build.tokenizer import TOKENIZER_FILES, check_same_tokenizer, shared_token_ids, tokenizer_file
+from drafthouse_build.vocabulary import Vocabulary
 
 VERSION = "1"
 _DRAFTER_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
-# Shows that a step is running while the context is open; the step then says whether there was anything to do.
-StepReporter = Callable[[str], AbstractContextManager[object]]
+# Shows that a step is running while the context is open; where it gives a function, that is told how far the step is.
+StepReporter = Callable[[str], AbstractContextManager[Progress | None]]
+
+
+def _silently(_: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,18 @@ class StepOutcome:
     built: bool
 
 
+@dataclass(frozen=True)
+class _Engine:
+    """One engine to build; `vocabulary` as for `build_engine`."""
+
+    checkpoint: Checkpoint
+    options: EngineOptions
+    vocabulary: Vocabulary | None
+
+
 def build_repository(
-    target: Path,
-    drafters: Mapping[str, Path],
+    target: Path | str,
+    drafters: Mapping[str, Path | str],
     output: Path,
     *,
     templates: Path,
@@ -42,10 +58,12 @@ def build_repository(
     expand_target_to: int | None = None,
     slots: int | None = None,
     only: Sequence[str] = (),
-    report: StepReporter = nullcontext,
+    report: StepReporter = _silently,
 ) -> list[StepOutcome]:
     """Writes the model repository `output` for one target and its drafters, in the mapping's order; returns what was done.
 
+    A checkpoint is a folder or a hub id, which is fetched. Drafters may have any architecture and any size of vocabulary, as long as their
+    tokenizer is the target's.
     Configurations and adapters are copied from `templates`. When `output` is `templates` itself, only artefacts are written into it,
     and the drafters must be the committed ones. `slots` is the number of requests whose caches fit, None for the templates' number.
     With `only`, nothing but these drafters is written: the repository of a node that serves them to other servers.
@@ -57,19 +75,19 @@ def build_repository(
     _check_names(drafters)
     _check_only(only, drafters, output, templates)
     with report("reading checkpoints"):
-        loaded = {name: load_checkpoint(folder) for name, folder in {"target": target, **drafters}.items()}
+        loaded = {name: load_checkpoint(checkpoint_folder(source)) for name, source in {"target": target, **drafters}.items()}
         target_options = replace(options, expand_to=expand_target_to)
-        _check_models(loaded, target_options, options)
+        engines = _check_models(loaded, target_options, options)
     if only:
-        return _write_node(loaded, output, templates, only, slots, options, report)
+        return _write_node(engines, output, templates, only, slots, report)
     if output.resolve() == templates.resolve():
         _check_in_place(templates, drafters, slots)
     else:
         _copy_templates(templates, output, list(drafters), slots)
-    return _write_artefacts(loaded, output, target_options, options, report)
+    return _write_artefacts(engines, output, report)
 
 
-def _check_names(drafters: Mapping[str, Path]) -> None:
+def _check_names(drafters: Mapping[str, Path | str]) -> None:
     if not drafters:
         raise BuildError("INVALID_ARG", "drafter", "none", "at least one NAME=DIR")
     for name in drafters:
@@ -77,7 +95,7 @@ def _check_names(drafters: Mapping[str, Path]) -> None:
             raise BuildError("INVALID_ARG", "drafter", name, "a name of a-z, 0-9 and _ that begins with a letter and is not target")
 
 
-def _check_only(only: Sequence[str], drafters: Mapping[str, Path], output: Path, templates: Path) -> None:
+def _check_only(only: Sequence[str], drafters: Mapping[str, Path | str], output: Path, templates: Path) -> None:
     for name in only:
         if name not in drafters:
             raise BuildError("INVALID_ARG", "only", name, drafters)
@@ -85,20 +103,25 @@ def _check_only(only: Sequence[str], drafters: Mapping[str, Path], output: Path,
         raise BuildError("INVALID_ARG", "output", output, "another folder than the templates', with --only")
 
 
-def _check_models(loaded: Mapping[str, Checkpoint], target_options: EngineOptions, options: EngineOptions) -> None:
-    """Every checkpoint can be exported, and ids mean the same in all of them."""
+def _check_models(loaded: Mapping[str, Checkpoint], target_options: EngineOptions, options: EngineOptions) -> dict[str, _Engine]:
+    """What to build under each name: every checkpoint can be exported, and ids mean the same in all of them."""
     target = loaded["target"]
-    config = check_model(target, target_options)
+    size = check_model(target, target_options).vocab_size
+    engines = {"target": _Engine(target, target_options, None)}
     for name, checkpoint in loaded.items():
         if name == "target":
             continue
-        vocab_size = check_model(checkpoint, options).vocab_size
-        check_same_tokenizer(tokenizer_file(target), tokenizer_file(checkpoint), name)
-        if vocab_size != config.vocab_size:
-            raise BuildError("INVALID_ARG", f"vocab_size of drafter {name}", vocab_size, f"the target's {config.vocab_size}")
+        own_size = check_model(checkpoint, options).vocab_size
+        tokenizers = tokenizer_file(target), tokenizer_file(checkpoint)
+        check_same_tokenizer(*tokenizers, name)
+        shared = shared_token_ids(*tokenizers)
+        # Where every id of either is a token of both there is nothing to arrange.
+        is_same = own_size == size and shared == set(range(size))
+        engines[name] = _Engine(checkpoint, options, None if is_same else Vocabulary.of(size, shared))
+    return engines
 
 
-def _check_in_place(templates: Path, drafters: Mapping[str, Path], slots: int | None) -> None:
+def _check_in_place(templates: Path, drafters: Mapping[str, Path | str], slots: int | None) -> None:
     committed = committed_drafters(templates)
     if list(drafters) != committed:
         raise BuildError("INVALID_ARG", "drafter", ",".join(drafters), f"{','.join(committed)} in this repository, or another --output")
@@ -124,38 +147,30 @@ def _copy_templates(templates: Path, output: Path, names: list[str], slots: int 
 
 
 def _write_node(
-    loaded: Mapping[str, Checkpoint],
-    output: Path,
-    templates: Path,
-    names: Sequence[str],
-    slots: int | None,
-    options: EngineOptions,
-    report: StepReporter,
+    engines: Mapping[str, _Engine], output: Path, templates: Path, names: Sequence[str], slots: int | None, report: StepReporter
 ) -> list[StepOutcome]:
     for name in names:
         make_drafter(templates, output, name, {} if slots is None else {"slots": str(slots)})
-    return [_write_engine(name, loaded[name], output, options, report) for name in names]
+    return [_write_engine(name, engines[name], output, report) for name in names]
 
 
-def _write_engine(name: str, checkpoint: Checkpoint, output: Path, options: EngineOptions, report: StepReporter) -> StepOutcome:
+def _write_engine(name: str, engine: _Engine, output: Path, report: StepReporter) -> StepOutcome:
     model = name if name == "target" else DRAFTER_PREFIX + name
-    with report(f"building {model}"):
-        return StepOutcome(model, build_engine(checkpoint, output / model / VERSION, options, name))
+    with report(f"building {model}") as progress:
+        folder = output / model / VERSION
+        is_built = build_engine(engine.checkpoint, folder, engine.options, name, engine.vocabulary, progress)
+    return StepOutcome(model, is_built)
 
 
-def _write_artefacts(
-    loaded: Mapping[str, Checkpoint], output: Path, target_options: EngineOptions, options: EngineOptions, report: StepReporter
-) -> list[StepOutcome]:
-    outcomes = [
-        _write_engine(name, checkpoint, output, target_options if name == "target" else options, report)
-        for name, checkpoint in loaded.items()
-    ]
+def _write_artefacts(engines: Mapping[str, _Engine], output: Path, report: StepReporter) -> list[StepOutcome]:
+    outcomes = [_write_engine(name, engine, output, report) for name, engine in engines.items()]
+    target = engines["target"].checkpoint
     with report("building the router's embedding table"):
-        outcomes.append(StepOutcome("router", build_router_table(loaded["target"], output / "router" / VERSION)))
+        outcomes.append(StepOutcome("router", build_router_table(target, output / "router" / VERSION)))
     changed = [
-        _write_if_changed(output / "cosine" / VERSION / file, (loaded["target"].folder / file).read_bytes())
+        _write_if_changed(output / "cosine" / VERSION / file, (target.folder / file).read_bytes())
         for file in TOKENIZER_FILES
-        if (loaded["target"].folder / file).is_file()
+        if (target.folder / file).is_file()
     ]
     outcomes.append(StepOutcome("cosine", any(changed)))
     return outcomes

@@ -7,20 +7,25 @@ import math
 import numpy as np
 
 from drafthouse_build.checkpoint import FloatArray
-from drafthouse_build.config import RopeConfig
+from drafthouse_build.rope_config import RopeConfig
 
 
 def rope_tables(rope: RopeConfig, head_dim: int, num_positions: int) -> tuple[FloatArray, FloatArray]:
-    """Cosines and sines for positions 0 … num_positions - 1, each `[num_positions, head_dim / 2]`."""
+    """Cosines and sines for positions 0 … num_positions - 1, each `[num_positions, rotated channels / 2]`."""
     frequencies = inverse_frequencies(rope, head_dim)
     angles = np.arange(num_positions, dtype=np.float32)[:, None] * frequencies[None, :]
-    return np.cos(angles), np.sin(angles)
+    amplitude = np.float32(rope.amplitude)
+    return np.cos(angles) * amplitude, np.sin(angles) * amplitude
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> FloatArray:
-    """Radians per position of each pair of channels, `[head_dim / 2]`, scaled as `rope` says."""
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = np.float32(1.0) / np.power(np.float32(rope.theta), exponents)
+    """Radians per position of each pair of rotated channels, scaled as `rope` says."""
+    dims = rope.rotary_dim or head_dim
+    exponents = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
+    powers = np.power(np.float32(rope.theta), exponents)
+    if rope.divisors:
+        powers *= np.asarray(rope.divisors, np.float32)
+    frequencies: FloatArray = np.float32(1.0) / powers
     if rope.rope_type == "linear":
         return frequencies / np.float32(rope.factor)
     if rope.rope_type == "llama3":

@@ -11,7 +11,15 @@ from drafthouse_build.checkpoint import Checkpoint
 from drafthouse_build.errors import BuildError
 
 TOKENIZER_NAME = "tokenizer.json"
-TOKENIZER_FILES = (TOKENIZER_NAME, "tokenizer_config.json")
+# What turns text and messages into ids: the tokenizer, its special tokens, and the chat template (in one of the three places it may lie).
+TOKENIZER_FILES = (
+    TOKENIZER_NAME,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 _MAX_NAMED = 5
 _ADDED_TOKEN_KEYS = ("id", "special", "normalized", "lstrip", "rstrip", "single_word")
 
@@ -27,7 +35,8 @@ def tokenizer_file(checkpoint: Checkpoint) -> Path:
 def check_same_tokenizer(target: Path, drafter: Path, name: str) -> None:
     """Raises `BuildError` naming up to five entries in which `drafter`'s tokenizer.json differs from `target`'s.
 
-    Compared are vocabulary, merges and added tokens. How text is split does not matter: only the target's tokenizer sees text.
+    Compared are vocabulary, merges and added tokens. How text is split does not matter: only the target's tokenizer sees text. A token
+    that was added to one of them alone, under an id that the other does not use, is no difference: the drafter never proposes it.
     """
     differences = tokenizer_differences(target, drafter)
     if differences:
@@ -42,7 +51,8 @@ def tokenizer_differences(target: Path, drafter: Path) -> list[str]:
     if ours == theirs:
         return []
     expected, found = _entries(_parse(target, ours)), _entries(_parse(drafter, theirs))
-    names = list(dict.fromkeys([*expected, *found]))
+    free = _added_alone(expected, found) | _added_alone(found, expected)
+    names = [name for name in dict.fromkeys([*expected, *found]) if name not in free]
     return [
         f"{name} target={_shown(expected, name)} drafter={_shown(found, name)}" for name in names if expected.get(name) != found.get(name)
     ]
@@ -50,9 +60,34 @@ def tokenizer_differences(target: Path, drafter: Path) -> list[str]:
 
 def highest_token_id(tokenizer: Path) -> int:
     """The largest id that the tokenizer can produce."""
-    content = _parse(tokenizer, tokenizer.read_bytes())
-    ids = [*_vocabulary(content).values(), *(int(token["id"]) for token in content.get("added_tokens") or [])]
-    return max(ids, default=-1)
+    return max(token_ids(tokenizer), default=-1)
+
+
+def token_ids(tokenizer: Path) -> set[int]:
+    """Every id that the tokenizer can produce."""
+    return set(_meanings(_parse(tokenizer, tokenizer.read_bytes())))
+
+
+def shared_token_ids(target: Path, drafter: Path) -> set[int]:
+    """The ids that mean the same token in both."""
+    ours, theirs = (_meanings(_parse(file, file.read_bytes())) for file in (target, drafter))
+    return {token_id for token_id, token in ours.items() if theirs.get(token_id) == token}
+
+
+def _meanings(content: Mapping[str, Any]) -> dict[int, str]:
+    """Token by id."""
+    meanings = {token_id: token for token, token_id in _vocabulary(content).items()}
+    return meanings | {int(token["id"]): str(token["content"]) for token in content.get("added_tokens") or []}
+
+
+def _added_alone(ours: Mapping[str, object], theirs: Mapping[str, object]) -> set[str]:
+    """Added tokens that only `ours` has, under ids that `theirs` gives to nobody."""
+    taken = {_id_of(value) for name, value in theirs.items() if name.startswith(("token ", "added token "))}
+    return {name for name, value in ours.items() if name.startswith("added token ") and name not in theirs and _id_of(value) not in taken}
+
+
+def _id_of(value: object) -> object:
+    return value["id"] if isinstance(value, Mapping) else value
 
 
 def _parse(file: Path, content: bytes) -> dict[str, Any]:

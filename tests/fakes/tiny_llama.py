@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from drafthouse_build.config import parse_llama_config
-from drafthouse_build.llama import expected_shapes
+from drafthouse_build.config import parse_config
+from drafthouse_build.shapes import expected_shapes
 
 VOCAB_SIZE = 96
 MAX_POSITIONS = 128
@@ -46,7 +46,7 @@ def random_weights(config: Mapping[str, Any], seed: int = 0) -> dict[str, NDArra
     """Weights large enough for attention and logits to be far from uniform."""
     random = np.random.default_rng(seed)
     weights = {}
-    for name, shape in expected_shapes(parse_llama_config(config)).items():
+    for name, shape in expected_shapes(parse_config(config)).items():
         values = random.standard_normal(shape, dtype=np.float32) * np.float32(0.3)
         weights[name] = 1 + values / 3 if "norm" in name else values
     return weights

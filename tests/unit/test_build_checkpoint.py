@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from drafthouse_build.checkpoint import load_checkpoint
-from drafthouse_build.config import parse_llama_config
+from drafthouse_build.config import parse_config
 from drafthouse_build.engine import EngineOptions, check_model
 from drafthouse_build.errors import BuildError
 from drafthouse_build.rope import inverse_frequencies
@@ -53,16 +53,16 @@ def test_end_of_sequence_ids_follow_generation_config(
 
 def test_both_spellings_of_rope_scaling_mean_the_same() -> None:
     llama3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
-    newer = parse_llama_config(tiny_config(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **llama3}))
-    older = parse_llama_config(tiny_config(rope_parameters=None, rope_theta=5e5, rope_scaling={"type": "llama3", **llama3}))
+    newer = parse_config(tiny_config(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **llama3}))
+    older = parse_config(tiny_config(rope_parameters=None, rope_theta=5e5, rope_scaling={"type": "llama3", **llama3}))
     assert newer == older
 
 
 def test_llama3_scaling_keeps_short_waves_and_stretches_long_ones() -> None:
     llama3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
-    plain = inverse_frequencies(parse_llama_config(tiny_config()).rope, 16)
+    plain = inverse_frequencies(parse_config(tiny_config()).ropes[0], 16)
     scaled = inverse_frequencies(
-        parse_llama_config(tiny_config(rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, **llama3})).rope, 16
+        parse_config(tiny_config(rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, **llama3})).ropes[0], 16
     )
     turns = 64 * plain / (2 * np.pi)
     np.testing.assert_allclose(scaled[turns > 4], plain[turns > 4], rtol=1e-6)

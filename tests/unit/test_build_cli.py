@@ -89,7 +89,7 @@ def test_bad_input_is_one_line_and_status_2(
 
 
 def test_options_are_read_in_order() -> None:
-    assert list(parse_drafters(["b=/x", "a=/y=z"]).items()) == [("b", Path("/x")), ("a", Path("/y=z"))]
+    assert list(parse_drafters(["b=/x", "a=/y=z"]).items()) == [("b", "/x"), ("a", "/y=z")]
     assert [parse_count(text) for text in ("90M", "1.2b", "500k", "7")] == [90_000_000, 1_200_000_000, 500_000, 7]
     with pytest.raises(BuildError):
         parse_count("-3M")

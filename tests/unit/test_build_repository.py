@@ -106,7 +106,7 @@ def test_interrupted_build_is_not_taken_for_a_finished_one(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("drafthouse_build.engine.save_model", fail)
+        patch.setattr("drafthouse_build.engine.write_model", fail)
         with pytest.raises(KeyboardInterrupt):
             build(checkpoints, output, precision="int8")
     assert "target" in {outcome.name for outcome in build(checkpoints, output) if outcome.built}
@@ -133,9 +133,6 @@ def test_bad_input_is_refused_before_anything_is_written(checkpoints: dict[str, 
     other["model"]["vocab"]["zz"] = 95
     write_checkpoint(checkpoints["poems"], tiny_config(num_hidden_layers=1), tokenizer=other)
     with pytest.raises(BuildError, match=r"^INVALID_ARG field=tokenizer of drafter poems value=1 differing entries: token 'zz'"):
-        build(checkpoints, output)
-    write_checkpoint(checkpoints["poems"], tiny_config(num_hidden_layers=1, vocab_size=128))
-    with pytest.raises(BuildError, match=r"^INVALID_ARG field=vocab_size of drafter poems value=128 allowed=the target's 96"):
         build(checkpoints, output)
     write_checkpoint(checkpoints["poems"])
     (checkpoints["poems"] / "config.json").write_text(json.dumps(tiny_config(architectures=["MambaForCausalLM"])))

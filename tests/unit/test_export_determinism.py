@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
-from drafthouse_build.config import parse_llama_config
-from drafthouse_build.llama import export_llama
+from drafthouse_build.config import parse_config
+from drafthouse_build.decoder import export_decoder
 from drafthouse_build.quantize import quantize_weights
 from fakes.onnx_llama import FloatArray, OnnxLlama
 from fakes.tiny_llama import VOCAB_SIZE, random_weights, tiny_config
@@ -26,7 +26,7 @@ SHAPES = {"grouped": {}, "wide": {"hidden_size": 192, "intermediate_size": 80}}
 def llama(request: pytest.FixtureRequest) -> OnnxLlama:
     shape, precision = request.param
     config = tiny_config(**SHAPES[shape])
-    model: onnx.ModelProto = export_llama(parse_llama_config(config), random_weights(config), 80)
+    model: onnx.ModelProto = export_decoder(parse_config(config), random_weights(config), 80)
     return OnnxLlama(quantize_weights(model) if precision == "int8" else model, NUM_ROWS)
 
 

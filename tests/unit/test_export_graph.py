@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from drafthouse_build.config import parse_llama_config
-from drafthouse_build.llama import expected_shapes, export_llama, num_parameters
+from drafthouse_build.config import parse_config
+from drafthouse_build.decoder import export_decoder
+from drafthouse_build.model_file import Precision, write_model
+from drafthouse_build.shapes import expected_shapes, num_parameters
 from fakes.onnx_llama import OnnxLlama
 from fakes.tiny_llama import random_weights, tiny_config
 
@@ -19,7 +22,7 @@ CONTEXT_LEN = 40
 @pytest.fixture(scope="module")
 def model() -> onnx.ModelProto:
     config = tiny_config()
-    return export_llama(parse_llama_config(config), random_weights(config), CONTEXT_LEN)
+    return export_decoder(parse_config(config), random_weights(config), CONTEXT_LEN)
 
 
 def test_graph_is_valid_and_has_standard_operators_only(model: onnx.ModelProto) -> None:
@@ -55,9 +58,9 @@ def test_tied_embeddings_are_stored_once(model: onnx.ModelProto) -> None:
     config = tiny_config()
     stored = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
     tables = 2 * CONTEXT_LEN * 8
-    assert stored == num_parameters(parse_llama_config(config)) + tables
-    untied = parse_llama_config(tiny_config(tie_word_embeddings=False))
-    assert set(expected_shapes(untied)) - set(expected_shapes(parse_llama_config(config))) == {"lm_head.weight"}
+    assert stored == num_parameters(parse_config(config)) + tables
+    untied = parse_config(tiny_config(tie_word_embeddings=False))
+    assert set(expected_shapes(untied)) - set(expected_shapes(parse_config(config))) == {"lm_head.weight"}
 
 
 def test_cache_bound_in_place_changes_only_the_rows_written(model: onnx.ModelProto, capfd: pytest.CaptureFixture[str]) -> None:
@@ -87,21 +90,25 @@ def test_copying_instead_of_in_place_would_be_noticed(model: onnx.ModelProto, ca
     assert "in-place optimization not activated" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_model_that_outgrows_one_protobuf_is_written_with_its_weights_beside_it(
-    model: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
-    from drafthouse_build import engine
-
+    config = tiny_config(tie_word_embeddings=False)
+    draw = partial(export_decoder, parse_config(config), random_weights(config), CONTEXT_LEN)
     inline, external = tmp_path / "inline" / "model.onnx", tmp_path / "external" / "model.onnx"
     for file in (inline, external):
         file.parent.mkdir()
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    engine.save_model(copied, inline)
-    monkeypatch.setattr(engine, "MAX_INLINE_BYTES", 1000)
-    engine.save_model(copied, external)
-    assert not (inline.parent / "model.onnx.data").exists()
+    write_model(draw, inline, 1000, precision)
+    monkeypatch.setattr("drafthouse_build.model_file.MAX_INLINE_BYTES", 999)
+    monkeypatch.setattr("drafthouse_build.weight_store.BLOCK_BYTES", 5000)  # several blocks per matrix
+    seen: list[tuple[int, int]] = []
+    write_model(draw, external, 1000, precision, lambda done, total: seen.append((done, total)))
+    assert {file.name for file in inline.parent.iterdir()} == {"model.onnx"}
+    assert {file.name for file in external.parent.iterdir()} == {"model.onnx", "model.onnx.data"}
     assert (external.parent / "model.onnx.data").stat().st_size > external.stat().st_size
-    assert (external.parent / "model.onnx.data").stat().st_mode == external.stat().st_mode
+    onnx.checker.check_model(str(external))
     expected, found = (OnnxLlama(file, rows=1).step(0, [[3, 1, 4]], [0]) for file in (inline, external))
     np.testing.assert_array_equal(found, expected)
+    assert seen == sorted(seen)
+    assert len(seen) > 20

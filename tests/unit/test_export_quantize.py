@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from drafthouse_build.config import parse_llama_config
-from drafthouse_build.llama import export_llama
+from drafthouse_build.config import parse_config
+from drafthouse_build.decoder import export_decoder
 from drafthouse_build.quantize import BLOCK_SIZE, quantize_blocks, quantize_weights
 from fakes.onnx_llama import OnnxLlama
 from fakes.tiny_llama import VOCAB_SIZE, random_weights, tiny_config
@@ -16,7 +16,7 @@ from fakes.tiny_llama import VOCAB_SIZE, random_weights, tiny_config
 
 def export(**overrides: object) -> onnx.ModelProto:
     config = tiny_config(**overrides)
-    return export_llama(parse_llama_config(config), random_weights(config), 64)
+    return export_decoder(parse_config(config), random_weights(config), 64)
 
 
 @pytest.mark.parametrize("rows", [BLOCK_SIZE * 2, BLOCK_SIZE + 7, 5])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from drafthouse_build.checkpoint import load_checkpoint
-from drafthouse_build.config import parse_llama_config
-from drafthouse_build.llama import export_llama
+from drafthouse_build.config import parse_config
+from drafthouse_build.decoder import export_decoder
 from fakes.onnx_llama import FloatArray, OnnxLlama
 from fakes.tiny_llama import VOCAB_SIZE, tiny_config, write_checkpoint
 
@@ -41,7 +41,7 @@ class Pair:
         from transformers import LlamaForCausalLM
 
         checkpoint = load_checkpoint(folder)
-        model = export_llama(parse_llama_config(checkpoint.raw_config), checkpoint.weights, CONTEXT_LEN)
+        model = export_decoder(parse_config(checkpoint.raw_config), checkpoint.weights, CONTEXT_LEN)
         self.llama = OnnxLlama(model, num_rows)
         self.model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
