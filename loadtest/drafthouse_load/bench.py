@@ -12,6 +12,7 @@ from drafthouse.launcher import LaunchError
 from drafthouse_client import ServerSideError
 from drafthouse_load.ablate.options import add_ablate_options
 from drafthouse_load.decode import add_decode_options, run_decode
+from drafthouse_load.schedule.options import add_schedule_options
 from drafthouse_load.soak import add_soak_options, run_soak
 
 
@@ -25,6 +26,9 @@ def parser() -> argparse.ArgumentParser:
     ablate = commands.add_parser("ablate", help="what each part of CoSine is worth: every mode on the same prompts, measured and replayed")
     add_ablate_options(ablate)
     ablate.set_defaults(run=_run_ablate)
+    schedule = commands.add_parser("schedule", help="every scheduling policy on the same arrivals, measured and simulated")
+    add_schedule_options(schedule)
+    schedule.set_defaults(run=_run_schedule)
     soak = commands.add_parser("soak", help="many short requests with cancels: slots, memory, shared memory")
     add_soak_options(soak)
     soak.set_defaults(run=run_soak)
@@ -35,6 +39,12 @@ def _run_ablate(args: argparse.Namespace, console: Console) -> int:
     # It runs engines in this process, which the other sub-commands do without: they work where no engine is installed.
     command = import_module("drafthouse_load.ablate.command")
     status: int = command.run_ablate(args, console)
+    return status
+
+
+def _run_schedule(args: argparse.Namespace, console: Console) -> int:
+    command = import_module("drafthouse_load.schedule.command")
+    status: int = command.run_schedule(args, console)
     return status
 
 
