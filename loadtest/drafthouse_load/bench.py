@@ -11,6 +11,7 @@ from drafthouse.core.errors import DrafthouseError
 from drafthouse.launcher import LaunchError
 from drafthouse_client import ServerSideError
 from drafthouse_load.ablate.options import add_ablate_options
+from drafthouse_load.decide.command import add_decide_options, run_decide
 from drafthouse_load.decode import add_decode_options, run_decode
 from drafthouse_load.schedule.options import add_schedule_options
 from drafthouse_load.soak import add_soak_options, run_soak
@@ -29,6 +30,9 @@ def parser() -> argparse.ArgumentParser:
     schedule = commands.add_parser("schedule", help="every scheduling policy on the same arrivals, measured and simulated")
     add_schedule_options(schedule)
     schedule.set_defaults(run=_run_schedule)
+    decide = commands.add_parser("decide", help="what a scheduling decision costs, by policy and requests in the queue; no server")
+    add_decide_options(decide)
+    decide.set_defaults(run=run_decide)
     soak = commands.add_parser("soak", help="many short requests with cancels: slots, memory, shared memory")
     add_soak_options(soak)
     soak.set_defaults(run=run_soak)
