@@ -225,10 +225,11 @@ def intake(wall_ms: int, num_tokens: int) -> Work:
         ({0: work(5), 1: work(80, 16, 8)}, {0: False, 1: False}),  # it had more to do
         ({0: work(5), 1: work(180, num_calls=4)}, {0: False, 1: False}),  # in four calls, each of which may be late
         ({0: work(5), 1: work(90), 2: work(90)}, {0: False, 1: True, 2: True}),
+        ({0: work(5, 1, 8), 1: work(75, 16)}, {0: False, 1: False}),  # token by token, which takes longer than many rows at once
         ({1: work(80)}, {1: True}),
-        ({1: work(80, 60)}, {1: False}),
+        ({1: work(80, 60)}, {1: False}),  # as long as it usually takes
         ({0: intake(5, 100), 1: intake(80, 100)}, {0: False, 1: True}),
-        ({0: intake(5, 100), 1: work(62, 60)}, {0: False, 1: False}),  # reading is no measure of writing
+        ({0: intake(2, 100), 1: work(62, 60)}, {0: False, 1: False}),  # reading is no measure of writing
         ({}, {}),
     ],
 )
@@ -245,6 +246,13 @@ def test_who_has_only_taken_in_so_far_tells_what_the_way_takes() -> None:
     reads.intake.saw(3 * MS, 1 * MS, 10)
     assert judged({0: work(90)}, [usual(80, 1), reads], 50 * MS) == {0: True}
     assert judged({0: work(90)}, [usual(8, 20), reads], 50 * MS) == {0: False}  # it may be the larger one
+
+
+def test_reading_a_long_prompt_is_no_delay() -> None:
+    reader = Usual()
+    reader.intake.saw(101 * MS, 100 * MS, 500)
+    assert judged({0: intake(401, 2000)}, [reader], 50 * MS) == {0: False}
+    assert judged({0: intake(401, 20)}, [reader], 50 * MS) == {0: True}
 
 
 def test_pauses_double_up_to_a_limit_and_as_many_normal_rounds_clear_the_record() -> None:

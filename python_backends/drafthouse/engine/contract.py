@@ -15,9 +15,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from drafthouse.core.chance import LEAST_PROB, logit
 from drafthouse.core.sampling_params import SamplingParams
 
-_LEAST_PROB = 1e-4  # probabilities are read inside [this, 1 - this], as the calibration does that the figures come from
 _LARGEST_SCORE = 700.0  # exp of more does not fit a double
 
 
@@ -64,8 +64,7 @@ class GrowthStop:
 
     def chance(self, prob: float) -> float:
         """Chance that a token of probability ``prob`` is accepted after its accepted parent."""
-        inside = min(max(prob, _LEAST_PROB), 1.0 - _LEAST_PROB)
-        score = self.intercept + self.slope * math.log(inside / (1.0 - inside))
+        score = self.intercept + self.slope * logit(prob, LEAST_PROB)
         return 1.0 / (1.0 + math.exp(-min(max(score, -_LARGEST_SCORE), _LARGEST_SCORE)))
 
 

@@ -85,7 +85,7 @@ class CollaborativeFusion:
         """Leave out from now on who was late too often."""
         ended_ns = now_ns()
         self._rest.end(ended_ns)
-        works = {index: lane.work for index, lane in enumerate(lanes) if lane.work.num_tokens and not lane.standing.is_lost}
+        works = {index: lane.work for index, lane in enumerate(lanes) if lane.work.num_calls and not lane.standing.is_lost}
         if not self._options.patience_s:
             return
         patience_ns = max(self._options.patience_s * 1e9, REST_SHARE * self._rest.mean_ns)

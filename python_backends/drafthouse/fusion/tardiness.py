@@ -1,11 +1,12 @@
 """Drafters that answer, but so late that every round would be theirs: left out for a while, then tried again.
 
 A round waits for its slowest drafter. So a drafter has to keep up with the others that drafted in the same round; one that drafted by
-itself, with what calls usually take, its own and the others'. What slows all of them down, such as a busy machine, is nobody's fault,
+itself, with what calls usually take. What slows all of them down, such as a busy machine, is nobody's fault,
 and neither is a constant distance: a call may take some time longer than the others' in any case (`FusionOptions.patience_s`), and the
 longer, the longer the rest of a round is.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -47,18 +48,26 @@ class Work:
     wall_ns: int = 0
     num_calls: int = 0
     num_steps: int = 0  # drafted tokens in a row, summed over calls
-    num_tokens: int = 0  # drafted or taken in, over all requests
+    num_drafted: int = 0  # over all requests
+    num_read: int = 0  # tokens taken in, over all requests
 
     def drafted(self, wall_ns: int, num_steps: int, num_rows: int) -> None:
         """Book a call that drafts ``num_steps`` tokens for each of ``num_rows`` requests."""
+        self.wall_ns += wall_ns
+        self.num_calls += 1
         self.num_steps += num_steps
-        self.took_in(wall_ns, num_steps * num_rows)
+        self.num_drafted += num_steps * num_rows
 
     def took_in(self, wall_ns: int, num_tokens: int) -> None:
         """Book a call in which so many tokens were read."""
         self.wall_ns += wall_ns
         self.num_calls += 1
-        self.num_tokens += num_tokens
+        self.num_read += num_tokens
+
+    def times(self, other: "Work") -> float:
+        """How many times as much as ``other`` this is, at most, and at least once."""
+        tokens = (self.num_drafted + self.num_read) / (other.num_drafted + other.num_read)
+        return max(1.0, tokens, self.num_steps / max(other.num_steps, 1))
 
 
 @dataclass(slots=True)
@@ -68,11 +77,15 @@ class Usual:
     drafting: Pace = field(default_factory=Pace)
     intake: Pace = field(default_factory=Pace)
 
-    def calls_ns(self, work: Work, step_ns: float) -> float:
-        """What so much work usually takes, 0 when nothing is known; ``step_ns``: per drafted token, of one who has only taken in so far."""
-        if self.drafting.is_known:
-            return work.num_calls * self.drafting.hop_ns + work.num_steps * self.drafting.step_ns
-        return work.num_calls * self.intake.hop_ns + work.num_steps * step_ns if self.intake.is_known else 0.0
+    @property
+    def hop_ns(self) -> float:
+        """What a call takes beyond the session; infinite when none was seen."""
+        pace = self.drafting if self.drafting.is_known else self.intake
+        return pace.hop_ns if pace.is_known else math.inf
+
+    def session_ns(self, work: Work) -> float:
+        """What so much work usually takes inside the session."""
+        return work.num_steps * self.drafting.step_ns + work.num_read * self.intake.step_ns
 
 
 @dataclass(slots=True)
@@ -118,15 +131,17 @@ def judged(works: Mapping[int, Work], usual: Sequence[Usual], patience_ns: float
     verdicts: dict[int, bool] = {}
     for drafter, work in works.items():
         due_ns = _due_ns(drafter, work, works, usual)
-        if due_ns > 0.0:
+        if math.isfinite(due_ns):
             verdicts[drafter] = work.wall_ns > max(FACTOR * due_ns, due_ns + patience_ns * work.num_calls)
     return verdicts
 
 
 def _due_ns(drafter: int, work: Work, works: Mapping[int, Work], usual: Sequence[Usual]) -> float:
-    """What the drafter's calls would have taken the fastest of the others in this round; without others, anybody on a usual day."""
+    """What the drafter's calls would have taken the fastest of the others in this round.
+
+    Without others: the shortest way that any drafter has, and its own usual time for the work, which depends on how large it is.
+    """
     others = [other for index, other in works.items() if index != drafter and (other.num_steps > 0) == (work.num_steps > 0)]
     if others:
-        return min(other.wall_ns * max(1.0, work.num_tokens / other.num_tokens) for other in others)
-    step_ns = usual[drafter].drafting.step_ns
-    return min((due_ns for other in usual if (due_ns := other.calls_ns(work, step_ns)) > 0.0), default=0.0)
+        return min(other.wall_ns * work.times(other) for other in others)
+    return work.num_calls * min(known.hop_ns for known in usual) + usual[drafter].session_ns(work)
