@@ -23,7 +23,6 @@ def test_policies_give_the_same_texts_on_the_same_arrivals(server: TritonServer,
             measured = [bench.run(max_batch) for max_batch in settings.max_batch]
             simulated = SimulatedServer(own.num_slots, 30_000, "histogram", settings.max_tokens)
     finally:
-        server.load_model("cosine", {"parameters": {"policy": "fcfs", "max_batch": "0", "max_queue_size": "128"}})
         server.load_model("cosine")  # as config.pbtxt has it, for the tests that follow
     report = json.loads(json.dumps(schedule_report(settings, prompts, measured, simulated)))
     assert report["texts"] == {"identical": True, "differing": {"fcfs": [], "las": []}}
