@@ -275,7 +275,7 @@ def test_pauses_double_up_to_a_limit_and_as_many_normal_rounds_clear_the_record(
 
 
 def test_an_attempt_costs_a_small_share_of_the_time_between_attempts() -> None:
-    record = Tardiness(ROUNDS_BEFORE_LEFT_OUT)
+    record = Tardiness(num_slow=ROUNDS_BEFORE_LEFT_OUT)
     assert record.note(True, 400 * MS, 0)
     assert (record.back_at_ns, record.pause_ns) == (8_000 * MS, 16_000 * MS)
     assert record.note(True, 2_000 * MS, 0)

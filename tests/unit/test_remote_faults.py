@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from drafthouse.engine.contract import EngineError, RowStatus, StepCall, StepResult
+from drafthouse.fusion import tardiness
 from drafthouse.fusion.contract import DraftCall
 from drafthouse.fusion.fuser import CollaborativeFusion, FusionOptions
 from fakes.drafter_scripted import ScriptedDrafter, counts
 from fakes.fusion_rounds import row
 from fakes.pipeline_harness import async_test
-from fakes.remote_calls import asks, hasty, reaching, until
+from fakes.remote_calls import CONTACT, asks, hasty, reaching, until
 from fakes.remote_node import FakeNode, serving
 
 STATUSES = [RowStatus.OK, RowStatus.ABSENT]
@@ -136,6 +137,43 @@ class Talkative(ScriptedDrafter):
 
     async def step(self, call: StepCall, release_uids: Sequence[int] = ()) -> StepResult:
         return await super().step(replace(call, num_steps=call.num_steps + self.extra), release_uids)
+
+
+class Slow(ScriptedDrafter):
+    """Takes its time for calls with rows."""
+
+    more_s: float = 0.3
+
+    async def step(self, call: StepCall, release_uids: Sequence[int] = ()) -> StepResult:
+        await asyncio.sleep(self.more_s if call.rows else 0.0)
+        return await super().step(call, release_uids)
+
+
+@async_test
+async def test_a_node_that_is_late_loses_its_requests_to_the_others_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tardiness, "PAUSE_PER_DELAY", 0)
+    late, fine = FakeNode(slow := Slow("code", counts())), FakeNode()
+    async with serving(late, fine), reaching(late, fine) as drafter:
+        while drafter.nodes[0].is_up:
+            result = await drafter.step(asks(1, 2))
+            assert [row.status for row in result.rows] == [RowStatus.OK] * 2
+        assert drafter.nodes[0].trouble == "answers late"
+        slow.more_s = 0.0
+        await drafter.step(asks(1, 2))
+        assert sorted(fine.drafter.held) == [1, 2]
+        await until(lambda: drafter.nodes[0].is_up, drafter)
+        await drafter.step(asks(3))
+        assert 3 in late.drafter.held
+
+
+@async_test
+async def test_without_patience_every_node_is_waited_for() -> None:
+    late, fine = FakeNode(slow := Slow("code", counts())), FakeNode()
+    slow.more_s = 0.1
+    async with serving(late, fine), reaching(late, fine, contact=replace(CONTACT, patience_s=0.0)) as drafter:
+        for _ in range(4):
+            await drafter.step(asks(1, 2))
+        assert all(node.is_up for node in drafter.nodes)
 
 
 @async_test

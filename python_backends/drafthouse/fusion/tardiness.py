@@ -92,7 +92,8 @@ class Usual:
 class Tardiness:
     """One drafter's record."""
 
-    num_slow: int = 0  # slow rounds that no normal one has made up for, at most `ROUNDS_BEFORE_LEFT_OUT`
+    limit: int = ROUNDS_BEFORE_LEFT_OUT
+    num_slow: int = 0  # slow rounds that no normal one has made up for, at most ``limit``
     back_at_ns: int = 0  # left out until then
     pause_ns: int = FIRST_PAUSE_NS  # the next one
 
@@ -111,8 +112,8 @@ class Tardiness:
             if self.num_slow == 0:
                 self.pause_ns = FIRST_PAUSE_NS
             return False
-        self.num_slow = min(self.num_slow + 1, ROUNDS_BEFORE_LEFT_OUT)
-        if self.num_slow < ROUNDS_BEFORE_LEFT_OUT:
+        self.num_slow = min(self.num_slow + 1, self.limit)
+        if self.num_slow < self.limit:
             return False
         pause_ns = min(max(self.pause_ns, PAUSE_PER_DELAY * took_ns), LONGEST_PAUSE_NS)
         self.back_at_ns = now_ns + pause_ns

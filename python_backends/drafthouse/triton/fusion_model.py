@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from drafthouse.engine.manifest import read_manifest
@@ -37,7 +38,7 @@ class FusionModel(InnerModel):
         patience_ms = parameters.integer("patience_ms", round(1e3 * FusionOptions().patience_s), 0, MAX_TIMEOUT_MS)
         fuse_every = parameters.integer("fuse_every", 1, 1, MAX_FUSE_EVERY)
         pace_fusion = parameters.choice("pace_fusion", "auto", ("auto", "on", "off"))
-        settings = read_remote(parameters, drafters, timeout_ms)
+        settings = replace(read_remote(parameters, drafters, timeout_ms), patience_s=patience_ms / 1e3)
         parameters.finish(KNOWN)
         repository, version = Path(args["model_repository"]).parent, args["model_version"]
         self._remote = reach_remote_drafters(settings, repository, version)

@@ -12,6 +12,7 @@ import numpy as np
 
 from drafthouse.core.clock import now_ns
 from drafthouse.engine.contract import EngineError, RowResult, RowStatus, StepCall, StepResult
+from drafthouse.fusion.tardiness import Work, judged
 from drafthouse.triton.remote.endpoints import Address, AddressBook, Endpoint, Resolve, resolve
 from drafthouse.triton.remote.homes import Homes
 from drafthouse.triton.remote.node import Contact, RemoteNode
@@ -89,8 +90,10 @@ class RemoteDrafter:
         return parts
 
     async def _work(self, call: StepCall, parts: dict[RemoteNode, list[int]]) -> StepResult:
-        calls = (node.step(replace(call, rows=[call.rows[i] for i in indices])) for node, indices in parts.items())
-        answers = await asyncio.gather(*calls, return_exceptions=True)
+        calls = (node.timed_step(replace(call, rows=[call.rows[i] for i in indices])) for node, indices in parts.items())
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        answers = [outcome if isinstance(outcome, BaseException) else outcome[0] for outcome in outcomes]
+        self._judge({node: outcome[1] for node, outcome in zip(parts, outcomes, strict=True) if not isinstance(outcome, BaseException)})
         rows = [_ABSENT] * len(call.rows)
         for indices, answer in zip(parts.values(), answers, strict=True):
             if isinstance(answer, StepResult):
@@ -99,6 +102,15 @@ class RemoteDrafter:
                     if row.status == RowStatus.NO_SLOT:
                         self._homes.refused(call.rows[index].request_uid)
         return self._merged(rows, answers)
+
+    def _judge(self, works: dict[RemoteNode, Work]) -> None:
+        """Of several nodes, leave out the one whose part of the call took much longer: its requests move to another."""
+        if len(works) < 2 or not self._contact.patience_s:
+            return
+        nodes = list(works)
+        verdicts = judged(dict(enumerate(works.values())), (), 1e9 * self._contact.patience_s)
+        for index, is_late in verdicts.items():
+            nodes[index].was(is_late, works[nodes[index]])
 
     async def _ask(self, nodes: Sequence[RemoteNode]) -> StepResult:
         """The slots of these nodes, each of which is told what is over."""

@@ -17,6 +17,8 @@ import tritonclient.grpc.aio as triton
 from drafthouse.core.clock import now_ns
 from drafthouse.engine.contract import EngineError, StepCall, StepResult
 from drafthouse.engine.releases import Releases
+from drafthouse.fusion.fuser import FusionOptions
+from drafthouse.fusion.tardiness import Tardiness, Work
 from drafthouse.triton.codec.engine import pack_step, unpack_step_result
 from drafthouse.triton.codec.envelope import Envelope
 from drafthouse.triton.lease import Lease
@@ -25,6 +27,8 @@ from drafthouse.triton.remote.settings import TlsFiles
 from drafthouse.triton.schema import ENGINE, LEASE_SECRET, MESSAGE
 
 NOT_ASKED = "not asked yet"
+LATE = "answers late"
+SLOW_CALLS_BEFORE_LEFT_OUT = 2  # before the whole drafter would be
 _ROUNDING = 1e-5  # by which a probability may exceed 1
 _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", triton.MAX_GRPC_MESSAGE_SIZE),
@@ -56,6 +60,7 @@ class Contact:
     timeout_s: float  # for one call of a round
     tls: TlsFiles | None = None
     probing: Probing = Probing()
+    patience_s: float = FusionOptions().patience_s  # of several nodes in one call; see there
 
 
 class RemoteNode:
@@ -69,6 +74,7 @@ class RemoteNode:
         self.slots_free = 0
         self.slots_total = 0
         self.trouble = NOT_ASKED  # why it is left out
+        self.tardiness = Tardiness(SLOW_CALLS_BEFORE_LEFT_OUT)
         self._contact = contact
         self._calls, self._answers = Envelope(ENGINE.call), Envelope(ENGINE.answer)
         self._client: triton.InferenceServerClient | None = None
@@ -79,6 +85,23 @@ class RemoteNode:
     async def step(self, call: StepCall) -> StepResult:
         """One call, with every release that is due. Raises EngineError, and leaves this node out from then on."""
         return await self._step(call, self._contact.timeout_s)
+
+    async def timed_step(self, call: StepCall) -> tuple[StepResult, Work]:
+        """As `step`, and what it took."""
+        started_ns, work = now_ns(), Work()
+        result = await self.step(call)
+        wall_ns = now_ns() - started_ns
+        if call.num_steps:
+            work.drafted(wall_ns, call.num_steps, len(call.rows))
+        else:
+            work.took_in(wall_ns, sum(len(row.tokens) for row in call.rows))
+        return result, work
+
+    def was(self, is_late: bool, work: Work) -> None:
+        """Hear how long a call took beside the other nodes'; late too often, it is left out for a while."""
+        if self.tardiness.note(is_late, work.wall_ns, now_ns()) and self.is_up:
+            self._leave_out(LATE)
+            self._next_probe_ns = self.tardiness.back_at_ns
 
     def tend(self, is_busy: bool = False) -> None:
         """Start what is due in the background, one thing at a time: a probe, or releases that no call will carry now

@@ -13,6 +13,8 @@ def reach_remote(settings: RemoteSettings, target: EngineManifest) -> dict[str, 
     """A client for every remote drafter by name, not started yet; their ids must lie in the target's vocabulary."""
 
     def contact(name: str) -> Contact:
-        return Contact(drafter_model_name(name), target.vocab_size, settings.lease, settings.timeout_s, settings.tls)
+        return Contact(
+            drafter_model_name(name), target.vocab_size, settings.lease, settings.timeout_s, settings.tls, patience_s=settings.patience_s
+        )
 
     return {name: RemoteDrafter(name, endpoints, contact(name)) for name, endpoints in settings.endpoints.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from drafthouse.core.environment import REMOTE_LEASE_VARIABLE
 from drafthouse.core.errors import ServerError, invalid
+from drafthouse.fusion.fuser import FusionOptions
 from drafthouse.triton.lease import MIN_SECRET_BYTES, Lease
 from drafthouse.triton.parameters import Parameters, parameter_in
 from drafthouse.triton.remote.endpoints import Endpoint, parse_endpoints
@@ -46,6 +47,7 @@ class RemoteSettings:
     max_step_tokens: int | None  # None: as the target's
     tls: TlsFiles | None
     lease: Lease = field(repr=False)
+    patience_s: float = FusionOptions().patience_s  # see there
 
 
 def read_remote(parameters: Parameters, drafters: Sequence[str], call_timeout_ms: int) -> RemoteSettings:
