@@ -38,7 +38,7 @@ LEGEND = (
 def schedule_report(
     settings: ScheduleSettings, prompts: Sequence[DomainPrompt], measured: Sequence[Measured], server: SimulatedServer
 ) -> dict[str, object]:
-    """Everything but the machine; docs/metrics.md defines the entries."""
+    """Everything but the machine; docs/load_tests.md defines the entries."""
     reference = measured[0].capacity.served
     blocks = [block for own in measured for block in own.blocks]
     samples = samples_of(blocks)
