@@ -14,7 +14,7 @@ def load(server: TritonServer, folder: Path, *arguments: str) -> LocustRun:
 
 
 def test_both_protocols_in_a_closed_loop_without_a_failure(server: TritonServer, tmp_path: Path) -> None:
-    run = load(server, tmp_path, "-u", "4", "-r", "4", "-t", "6s", "--max-tokens", "12", "--slo-ttft-ms", "60000")
+    run = load(server, tmp_path, "-u", "4", "-r", "4", "-t", "4s", "--max-tokens", "12", "--slo-ttft-ms", "60000")
     assert (run.status, run.failures) == (0, []), run.output
     assert all(set(row) >= CSV_COLUMNS for row in run.entries.values())
     for protocol in ("SSE", "gRPC"):
@@ -29,7 +29,7 @@ def test_both_protocols_in_a_closed_loop_without_a_failure(server: TritonServer,
 
 def test_an_error_under_status_200_is_counted(server: TritonServer, tmp_path: Path) -> None:
     endless = ("--max-tokens", "400", "--min-tokens", "400", "--deadline-ms", "250")
-    run = load(server, tmp_path, "-u", "2", "-r", "2", "-t", "4s", *endless)
+    run = load(server, tmp_path, "-u", "2", "-r", "2", "-t", "3s", *endless)
     assert run.status == 1, run.output
     total = run.entries["", "Aggregated"]
     assert int(total["Failure Count"]) > 0, run.output

@@ -271,7 +271,7 @@ def two_servers() -> Iterator[tuple[str, ...]]:
 
 
 def test_locust_in_a_closed_loop(two_servers: tuple[str, ...], tmp_path: Path) -> None:
-    run = run_locust(tmp_path, *two_servers, "-u", "4", "-r", "4", "-t", "3s", "--slo-ttft-ms", "10000", "--tags", "code", "math")
+    run = run_locust(tmp_path, *two_servers, "-u", "4", "-r", "4", "-t", "2s", "--slo-ttft-ms", "10000", "--tags", "code", "math")
     code, math = run.entries["E2E", "SSE code"], run.entries["E2E", "SSE math"]
     assert run.status == 1, run.output
     assert code["Failure Count"] == code["Request Count"] != "0", run.output
