@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_requests(parser)
     _add_server(parser)
+    _add_costs(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--json", type=Path, metavar="FILE", help="where the report goes")
     output.add_argument(
@@ -86,6 +87,10 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
         default=_DEFAULT.starvation_services,
         help="starvation limit in mean services (default: %(default)g)",
     )
+
+
+def _add_costs(parser: argparse.ArgumentParser) -> None:
+    server = parser.add_argument_group("what rounds take")
     costs = server.add_mutually_exclusive_group()
     costs.add_argument("--costs", type=Path, metavar="PROFILE.json", help="recorded stage costs, as in a report of `bench ablate`")
     costs.add_argument(

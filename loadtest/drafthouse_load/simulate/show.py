@@ -12,13 +12,14 @@ from rich.table import Table
 from drafthouse_load.simulate.figures import PolicyFigures
 
 _CDF_POINTS = 512
+_TIME = ""  # a format: three digits or all before the point
 # Heading, entry, format.
 _COLUMNS = (
-    ("mean", "latency_mean", ".1f"),
-    ("p50", "latency_p50", ".0f"),
-    ("p95", "latency_p95", ".0f"),
-    ("p99", "latency_p99", ".0f"),
-    ("TTFT", "ttft_mean", ".1f"),
+    ("mean", "latency_mean", _TIME),
+    ("p50", "latency_p50", _TIME),
+    ("p95", "latency_p95", _TIME),
+    ("p99", "latency_p99", _TIME),
+    ("TTFT", "ttft_mean", _TIME),
     ("slow", "slowdown_p99", ".0f"),
     ("preempt.", "preemptions", "d"),
     ("recomp.", "recomputed_tokens", "d"),
@@ -39,8 +40,14 @@ def policy_table(rows: Sequence[Mapping[str, Any]], unit: str, title: str) -> Ta
     for heading, _, _ in _COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row["name"], *("" if row[entry] is None else format(row[entry], form) for _, entry, form in _COLUMNS))
+        table.add_row(row["name"], *(_cell(row[entry], form) for _, entry, form in _COLUMNS))
     return table
+
+
+def _cell(value: float | None, form: str) -> str:
+    if value is None:
+        return ""
+    return format(value, form or (".1f" if value < 100 else ".0f"))
 
 
 def write_simulate_plot(rows: Sequence[PolicyFigures], loads: Sequence[Mapping[str, Any]], file: Path) -> None:
