@@ -209,8 +209,12 @@ class _Exporter:
 
         def columns() -> Iterator[FloatArray]:
             for span in spans(inputs, 4 * width):
-                parts = [block(self.weights, f"{source}.weight", columns=span) for source in sources]
-                yield np.concatenate(parts).T
+                joined = np.empty((span.stop - span.start, width), np.float32)
+                end = 0
+                for source, shape in zip(sources, shapes, strict=True):
+                    begin, end = end, end + shape[0]
+                    joined[:, begin:end] = block(self.weights, f"{source}.weight", columns=span).T
+                yield joined
 
         matrix = self.graph.weight(f"{output}.weight", (inputs, width), columns())
         product = self.graph.node("MatMul", [hidden, matrix], f"{output}.product")

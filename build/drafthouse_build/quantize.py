@@ -37,21 +37,21 @@ def quantize_weights(model: onnx.ModelProto, folder: Path | None = None, store: 
     result = onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name)
     result.opset_import.extend([*model.opset_import, helper.make_opsetid("com.microsoft", 1)])
     result.metadata_props.extend(model.metadata_props)
-    writer = _Writer(result.graph, store or WeightStore())
+    writer = _Writer(result.graph, folder, store or WeightStore())
     result.graph.name = source.name
     result.graph.input.extend(source.input)
     result.graph.output.extend(source.output)
     for node in source.node:
         right = node.input[1] if node.op_type == "MatMul" else ""
         if right in constants or right in transposed:
-            matrix = read_tensor(constants[transposed.get(right, right)], folder)
-            writer.add_quantized(node, matrix.T if right in transposed else matrix)
+            tensor = constants[transposed.get(right, right)]
+            writer.add_quantized(node, tensor, right in transposed)
         elif node.output[0] not in transposed:
             result.graph.node.append(node)
     used = {name for node in result.graph.node for name in node.input}
     for name, tensor in constants.items():
         if name in used:
-            writer.copy(tensor, folder)
+            writer.copy(tensor)
     return result
 
 
@@ -71,12 +71,15 @@ def quantize_blocks(matrix: NDArray[np.float32], block_size: int) -> tuple[NDArr
 class _Writer:
     """Adds nodes and weights to the graph that is being made."""
 
-    def __init__(self, graph: onnx.GraphProto, store: WeightStore) -> None:
+    def __init__(self, graph: onnx.GraphProto, folder: Path | None, store: WeightStore) -> None:
         self._graph = graph
+        self._folder = folder
         self._store = store
 
-    def add_quantized(self, node: onnx.NodeProto, matrix: NDArray[np.generic]) -> None:
-        """Adds what multiplies as `node` does, by the rounded `matrix [K, N]`."""
+    def add_quantized(self, node: onnx.NodeProto, tensor: onnx.TensorProto, is_transposed: bool) -> None:
+        """Adds what multiplies as `node` does, by the rounded matrix `[K, N]` in `tensor`, which may hold it as `[N, K]`."""
+        matrix = read_tensor(tensor, self._folder)
+        matrix = matrix.T if is_transposed else matrix
         rows, columns = matrix.shape
         num_blocks = -(-rows // BLOCK_SIZE)
         scales = np.empty((columns, num_blocks), np.float32)
@@ -103,11 +106,11 @@ class _Writer:
         )
         self._graph.node.append(quantized)
 
-    def copy(self, tensor: onnx.TensorProto, folder: Path | None) -> None:
+    def copy(self, tensor: onnx.TensorProto) -> None:
         """Adds a weight that stays as it is."""
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             self._graph.initializer.append(tensor)
             return
-        table = read_tensor(tensor, folder)
+        table = read_tensor(tensor, self._folder)
         parts = (table[span] for span in spans(len(table), table[:1].nbytes))
         self._store.add_blocks(self._graph, tensor.name, table.dtype, table.shape, parts)

@@ -21,7 +21,7 @@ MAX_DIMS = 64
 TABLE_NAME = "token_embeddings.npy"
 REPORT_NAME = "token_embeddings.json"
 _SAMPLED_PAIRS = 20_000
-_SAMPLE_BYTES = 1 << 28
+_SAMPLE_BYTES = 1 << 25
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-BLOCK_BYTES = 1 << 26
+BLOCK_BYTES = 1 << 25
 _ALIGNMENT = 4096  # of a tensor in the file, so that it can be mapped into memory
 
 # Is told how many bytes were written since it was last called.
@@ -64,9 +64,9 @@ class WeightStore:
         for key, entry in (("location", self.file.name), ("offset", begin), ("length", self._stream.tell() - begin)):
             tensor.external_data.add(key=key, value=str(entry))
 
-    def _counted(self, blocks: Iterable[NDArray[np.generic]]) -> Iterator[bytes]:
+    def _counted(self, blocks: Iterable[NDArray[np.generic]]) -> Iterator[memoryview]:
         for block in blocks:
-            yield block.tobytes()
+            yield np.ascontiguousarray(block).data
             self._advance(block.nbytes)
 
 

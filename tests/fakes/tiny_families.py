@@ -92,7 +92,7 @@ def make_model(name: str, seed: int = 0) -> Any:  # noqa: ANN401 - transformers 
 def save_model(model: Any, folder: Path, max_shard_size: str = "60KB") -> Path:  # noqa: ANN401
     """Writes the model as `transformers` does, in several shards, with a tokenizer beside it."""
     model.save_pretrained(folder, max_shard_size=max_shard_size)
-    (folder / "tokenizer.json").write_text(json.dumps(tiny_tokenizer()))
+    (folder / "tokenizer.json").write_text(json.dumps({**tiny_tokenizer(), "decoder": {"type": "ByteLevel"}}))
     return folder
 
 
