@@ -13,6 +13,7 @@ from drafthouse.engine.costs import Shape
 from drafthouse.engine.engine import ModelEngine
 from drafthouse.engine.manifest import EngineManifest
 from drafthouse.engine.options import EngineOptions
+from drafthouse.sampling.choose import Chooser
 
 
 def fake_manifest(*, context_len: int = 32, max_step_tokens: int = 8, vocab_size: int = 50) -> EngineManifest:
@@ -60,6 +61,9 @@ class FakeSession:
     @property
     def pool_bytes(self) -> int:
         return self.cache.nbytes
+
+    def make_chooser(self) -> Chooser:
+        return Chooser(self.manifest.vocab_size)
 
     def resize(self, num_rows: int) -> None:
         self.num_rows = num_rows

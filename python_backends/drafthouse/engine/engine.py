@@ -19,6 +19,8 @@ from drafthouse.engine.rows import RowChecker, num_extensions
 from drafthouse.engine.runner import Runner, empty_result
 from drafthouse.engine.session import Session
 from drafthouse.engine.slots import SlotTable
+from drafthouse.engine.tensorrt.loading import open_session
+from drafthouse.engine.tensorrt.plan import PLAN_NAME
 from drafthouse.engine.window import CacheWindow
 from drafthouse.sampling.vocabulary import read_token_bytes
 
@@ -118,14 +120,21 @@ class ModelEngine:
 
 
 def load_engine(folder: Path, options: EngineOptions) -> ModelEngine:
-    """Loads the engine in ``folder``: ``engine.json``, ``model.onnx``, and ``tokenizer.json`` where bad words are to be obeyed.
+    """Loads the engine in ``folder``: ``engine.json``, ``model.plan`` (TensorRT) or ``model.onnx``, and ``tokenizer.json`` where bad
+    words are to be obeyed.
 
-    Raises ClientError naming the file, or the entry, that is missing or wrong.
+    Raises ClientError naming the file, or the entry, that is missing or wrong, and ServerError where the machine lacks something.
     """
     manifest = read_manifest(folder)
-    session = OnnxSession(folder, manifest, options.slots, options.num_threads)
+    session = _open_session(folder, manifest, options)
     tokenizer = folder / TOKENIZER_NAME
     token_bytes = read_token_bytes(tokenizer, manifest.vocab_size) if tokenizer.is_file() else ()
     engine = ModelEngine(session, manifest, options, token_bytes)
     engine.reserve()
     return engine
+
+
+def _open_session(folder: Path, manifest: EngineManifest, options: EngineOptions) -> Session:
+    if (folder / PLAN_NAME).is_file():
+        return open_session(folder, manifest, options)
+    return OnnxSession(folder, manifest, options.slots, options.num_threads)

@@ -24,6 +24,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 from drafthouse.core.errors import invalid
 from drafthouse.engine.contract import EngineError
 from drafthouse.engine.manifest import CONTEXT_LEN_KEY, EngineManifest
+from drafthouse.sampling.choose import Chooser
 
 MODEL_NAME = "model.onnx"
 _BINDINGS_KEPT = 128
@@ -87,6 +88,9 @@ class OnnxSession:
     @property
     def pool_bytes(self) -> int:
         return self._memory.nbytes
+
+    def make_chooser(self) -> Chooser:
+        return Chooser(self._manifest.vocab_size)
 
     def resize(self, num_rows: int) -> None:
         """Moves what every slot holds closer together, or further apart: the runtime wants a call's cache in one piece."""

@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drafthouse.core.errors import ErrorCode, ServerError
-from drafthouse.engine.batch import FloatArray, InputWriter, IntArray, NetworkCall, PartT, Run, Task, plan_runs
+from drafthouse.engine.batch import InputWriter, IntArray, NetworkCall, PartT, Run, Task, plan_runs
 from drafthouse.engine.contract import EngineError, RowResult, RowStatus, StepCall
 from drafthouse.engine.costs import CallCosts
 from drafthouse.engine.growth import Growth
 from drafthouse.engine.manifest import EngineManifest
-from drafthouse.engine.session import BoundStep, Session
+from drafthouse.engine.session import BoundStep, Logits, Session
 from drafthouse.engine.slots import SlotTable
 from drafthouse.sampling.bans import BanTable, end_ban
-from drafthouse.sampling.choose import Ban, Choices, Chooser, Segment
+from drafthouse.sampling.choose import Ban, Choices, Segment
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -47,7 +47,7 @@ class Runner:
         self._session = session
         self._slots = slots
         self._writer = InputWriter(manifest.context_len, slots.num_slots * manifest.max_step_tokens)
-        self._chooser = Chooser(manifest.vocab_size)
+        self._chooser = session.make_chooser()
         self._bans = BanTable(token_bytes)
         self._offsets = np.arange(manifest.context_len)
         self.session_ns = 0  # inside the session since the caller last set it to zero
@@ -85,7 +85,7 @@ class Runner:
             return []
         first = len(work.owners)
         positions = [self._output_positions(task) for task in tasks]
-        self._choose(_output_logits(step, run), tasks, positions, [range(task.num_draft + 1) for task in tasks], work)
+        self._choose(self._output_logits(step, run), tasks, positions, [range(task.num_draft + 1) for task in tasks], work)
         growths: list[Growth] = []
         for task in tasks:
             first += task.num_draft + 1
@@ -146,13 +146,20 @@ class Runner:
         for slot, cache_row in run.idle.items():
             self._session.clear_slot(slot, cache_row)
 
+    def _output_logits(self, step: BoundStep, run: Run) -> Logits:
+        """``[M, V]``, the logits of all tasks' output nodes: each one's last committed token and its draft."""
+        ends = _packed_ends(run.tasks)
+        if all(task.num_draft + 1 == task.num_new for task in run.tasks):
+            return step.logits[: ends[-1]]
+        return self._chooser.join([step.logits[end - task.num_draft - 1 : end] for end, task in zip(ends, run.tasks, strict=True)])
+
     def _output_positions(self, task: Task) -> IntArray:
         """Absolute positions of the tokens that are chosen at the row's output nodes."""
         if task.shape is None:
             return self._offsets[task.base : task.base + task.num_draft + 1]
         return task.base + np.concatenate(([0], task.shape.depth))
 
-    def _prompt_score(self, logits: FloatArray, task: Task) -> tuple[float, int]:
+    def _prompt_score(self, logits: Logits, task: Task) -> tuple[float, int]:
         """Sum of log p over the committed tokens whose predecessor was computed in this call, and how many there were."""
         predicted = task.row.tokens[task.reused + 1 : task.row.num_committed].astype(np.int64)
         if not len(predicted):
@@ -160,7 +167,7 @@ class Runner:
         return float(self._chooser.log_probs_of(logits[: len(predicted)], predicted).sum(dtype=np.float64)), len(predicted)
 
     def _choose(
-        self, logits: FloatArray, tasks: Sequence[Task], positions: Sequence[IntArray], nodes: Sequence[Sequence[int]], work: _Work
+        self, logits: Logits, tasks: Sequence[Task], positions: Sequence[IntArray], nodes: Sequence[Sequence[int]], work: _Work
     ) -> None:
         """Chooses after every output node: ``logits [M, V]``, and by task the samples' ``positions`` and the output ``nodes``."""
         segments: list[Segment] = []
@@ -227,14 +234,6 @@ class Runner:
 def _packed_ends(tasks: Sequence[Task]) -> list[int]:
     """Where each task's tokens end among the packed ones."""
     return list(accumulate(task.num_new for task in tasks))
-
-
-def _output_logits(step: BoundStep, run: Run) -> FloatArray:
-    """``[M, V]``, the logits of all tasks' output nodes: each one's last committed token and its draft."""
-    ends = _packed_ends(run.tasks)
-    if all(task.num_draft + 1 == task.num_new for task in run.tasks):
-        return step.logits[: ends[-1]]
-    return _joined([step.logits[end - task.num_draft - 1 : end] for end, task in zip(ends, run.tasks, strict=True)])
 
 
 def _joined(parts: Sequence[NDArray[Scalar]]) -> NDArray[Scalar]:

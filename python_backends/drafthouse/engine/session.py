@@ -1,9 +1,33 @@
-"""What the engine needs from a runtime: run the network on a range of cache slots. ONNX Runtime fills it here; TensorRT can."""
+"""What the engine needs from a runtime: run the network on a range of cache slots. ONNX Runtime fills it, and TensorRT."""
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from drafthouse.sampling.choose import Ban, Choices, FloatArray, IntArray, Segment
+
+# ``[N, V]``, float32: an array of the runtime's own kind, on its own device. It can be cut into rows; all else is the chooser's.
+Logits = Any
+
+
+class TokenChooser(Protocol):
+    """Chooses tokens where the logits are; see ``sampling.choose.Chooser``, whose rules all of them keep."""
+
+    def choose(
+        self, logits: Logits, segments: Sequence[Segment], num_candidates: int = 0, bans: Sequence[Ban] = (), with_logprobs: bool = True
+    ) -> Choices:
+        """Chooses at every node of ``logits``; the segments' nodes come in the order of the rows."""
+        ...
+
+    def log_probs_of(self, logits: Logits, token_ids: IntArray) -> FloatArray:
+        """Natural log-softmax ``[n]`` at one token id per row."""
+        ...
+
+    def join(self, parts: Sequence[Logits]) -> Logits:
+        """The rows of all ``parts``, one after the other."""
+        ...
 
 
 class BoundStep(Protocol):
@@ -47,8 +71,8 @@ class BoundStep(Protocol):
         ...
 
     @property
-    def logits(self) -> NDArray[np.float32]:
-        """``[N, V]``, valid until the session's next ``run``"""
+    def logits(self) -> Logits:
+        """``[N, V]``, for the session's chooser, valid until the session's next ``run``"""
         ...
 
     def run(self) -> None:
@@ -62,6 +86,10 @@ class Session(Protocol):
     @property
     def pool_bytes(self) -> int:
         """Size of the cache; pages that no request has used yet take no memory."""
+        ...
+
+    def make_chooser(self) -> TokenChooser:
+        """Chooses from this session's logits."""
         ...
 
     def resize(self, num_rows: int) -> None:

@@ -27,6 +27,7 @@ class EngineModel(InnerModel):
             num_threads=parameters.integer("num_threads", 1, 1, 1024),
             min_step_tokens=parameters.integer("min_step_tokens", 2, 1, 2),
             calibration_ms=parameters.integer("calibration_ms", 300, 0, 60_000),
+            device_id=int(args.get("model_instance_device_id", "0")),  # from the instance group
         )
         parameters.finish(KNOWN)
         self._engine = load_engine(version_folder(args), options)

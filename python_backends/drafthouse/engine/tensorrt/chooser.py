@@ -23,7 +23,12 @@ class TorchChooser:
         self._device = device
 
     def choose(
-        self, logits: torch.Tensor, segments: Sequence[Segment], num_candidates: int = 0, bans: Sequence[Ban] = (), with_logprobs: bool = True
+        self,
+        logits: torch.Tensor,
+        segments: Sequence[Segment],
+        num_candidates: int = 0,
+        bans: Sequence[Ban] = (),
+        with_logprobs: bool = True,
     ) -> Choices:
         """As ``sampling.choose.Chooser.choose``."""
         allowed = self._without_banned(logits, bans)

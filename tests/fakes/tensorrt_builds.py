@@ -1,0 +1,36 @@
+"""Engines of random weights compiled by the fake builder, and a machine that seems to have a GPU."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from drafthouse_build.checkpoint import load_checkpoint
+from drafthouse_build.engine import EngineOptions
+from drafthouse_build.tensorrt_engine import PlanOptions, build_plan_engine
+from fakes import fake_tensorrt
+from fakes.engine_driver import CONTEXT_LEN, MAX_STEP_TOKENS
+
+CAPABILITY = (9, 0)
+
+
+def pretend(patch: pytest.MonkeyPatch) -> None:
+    """TensorRT is the fake, and PyTorch sees one GPU, of which only names are asked."""
+    patch.setitem(sys.modules, "tensorrt", fake_tensorrt)
+    patch.setattr(torch.cuda, "is_available", lambda: True)
+    patch.setattr(torch.cuda, "device_count", lambda: 1)
+    patch.setattr(torch.cuda, "set_device", lambda device: None)
+    patch.setattr(torch.cuda, "get_device_capability", lambda device=None: CAPABILITY)
+    patch.setattr(torch.cuda, "get_device_name", lambda device=None: "Pretended GPU")
+
+
+def build_plan(checkpoint: Path, output: Path, engine: Mapping[str, int] | None = None, **options: object) -> Path:
+    """The engine folder that `drafthouse build --backend tensorrt` would make of the checkpoint."""
+    plan = PlanOptions(**{"precision": "fp32", "slots": 6, **options})  # type: ignore[arg-type]
+    shape = {"context_len": CONTEXT_LEN, "max_step_tokens": MAX_STEP_TOKENS, **(engine or {})}
+    build_plan_engine(load_checkpoint(checkpoint), output, EngineOptions(**shape), plan, "tiny")
+    return output
