@@ -250,3 +250,14 @@ def test_whole_life_with_a_real_predictor() -> None:
     assert estimator.error().at_arrival.relative < 0.25
     assert estimator.length_error().num_requests == 1500
     assert estimator.length_error().relative < 0.15
+
+
+def test_rows_per_round_are_what_a_request_meets() -> None:
+    estimator = _estimator()
+    assert estimator.rows_per_round == 1
+    request = EstimatedRequest(1)
+    for num_rows in (2, 4):
+        estimator.saw_round(request, 4, 2, 1, 1, num_rows)
+    assert estimator.rows_per_round == pytest.approx(3, abs=0.01)
+    with pytest.raises(ValueError, match="a round of 0 rows"):
+        estimator.saw_round(request, 4, 2, 1, 1, 0)

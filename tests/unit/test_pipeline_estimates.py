@@ -23,8 +23,10 @@ class _Recorder(Estimator):
         self.prefilled_tokens = 0
         self.ends: list[tuple[int, bool, int]] = []
 
-    def saw_round(self, request: Schedulable, num_drafted: int, num_accepted: int, draft_ns: float, verify_ns: float) -> None:
-        super().saw_round(request, num_drafted, num_accepted, draft_ns, verify_ns)
+    def saw_round(
+        self, request: Schedulable, num_drafted: int, num_accepted: int, draft_ns: float, verify_ns: float, num_rows: int = 1
+    ) -> None:
+        super().saw_round(request, num_drafted, num_accepted, draft_ns, verify_ns, num_rows)
         self.rounds.append((num_drafted, num_accepted, draft_ns + verify_ns))
 
     def saw_prefill(self, num_tokens: int, prefill_ns: float) -> None:

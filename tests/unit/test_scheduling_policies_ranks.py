@@ -25,6 +25,7 @@ class Foretold:
     perceptible: set[int] = field(default_factory=set)
     round_ns: float = ROUND_NS
     prefill_token_ns: float = 1.0
+    rows_per_round: float = 1.0
 
     def remaining_tokens(self, request: Schedulable) -> float:
         return max(1.0, self.tokens[request.request_uid] - request.num_output_tokens)
@@ -108,6 +109,16 @@ def test_laps_sd_orders_by_queue_then_by_remaining_time() -> None:
     ranks = {uid: policy.rank(EstimatedRequest(uid, num_verifications=20 if uid == 4 else 0)) for uid in range(1, 6)}
     assert sorted(ranks, key=ranks.__getitem__) == [2, 1, 3, 4, 5], "4 has had 20 rounds and is no nearer to being known"
     assert [policy.queue_of(EstimatedRequest(uid)) for uid in (1, 5)] == [0, 6], "who is expected to be long does not join the highest"
+
+
+def test_laps_sd_counts_a_shared_round_for_its_share_and_a_prefill_in_full() -> None:
+    estimates = Foretold(rounds_left={1: 7, 2: 6})  # of 2, five rounds' time is its prefill
+    policy = LapsSd(estimates)
+    decoding, new = EstimatedRequest(1), EstimatedRequest(2, num_uncached=101)
+    assert policy.rank(new) < policy.rank(decoding)
+    estimates.rows_per_round = 4.0
+    assert policy.rank(decoding)[1] == 7 * ROUND_NS / 4
+    assert policy.rank(new)[1] == 5 * ROUND_NS + ROUND_NS / 4
 
 
 def test_laps_sd_preempts_across_queues_and_within_one_by_the_hysteresis() -> None:

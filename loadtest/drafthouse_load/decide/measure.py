@@ -83,7 +83,7 @@ class _Bench:
             request = a_request(next(self._numbers), 0, self._rng)
             self._estimator.saw_arrival(request)
             while request.rounds_left:
-                request.run_round(self._estimator, self._rng)
+                request.run_round(self._estimator, self._rng, self._settings.batch)
             self._estimator.saw_end(request, True)
 
     def _arrive(self) -> float:
@@ -91,7 +91,7 @@ class _Bench:
         self._estimator.saw_arrival(request)
         if request.request_uid % _ALREADY_SERVED == 0:
             for _ in range(min(4, request.rounds_left - 1)):
-                request.run_round(self._estimator, self._rng)
+                request.run_round(self._estimator, self._rng, self._settings.batch)
         began_ns = time.perf_counter_ns()
         self._queue.add(request, self._now_ns)
         return (time.perf_counter_ns() - began_ns) / 1e3
@@ -117,7 +117,7 @@ class _Bench:
         self._now_ns += ROUND_NS
         for request in chosen:
             request.is_running = request.holds_slot = True
-            request.run_round(self._estimator, self._rng)
+            request.run_round(self._estimator, self._rng, self._settings.batch)
 
     def _replace(self, ended: list[QueuedRequest]) -> None:
         for request in ended:

@@ -34,8 +34,8 @@ class QueuedRequest:
     is_running: bool = False
     holds_slot: bool = False
 
-    def run_round(self, estimator: Estimator, rng: random.Random) -> None:
-        """One verification more."""
+    def run_round(self, estimator: Estimator, rng: random.Random, num_rows: int) -> None:
+        """One verification more, of ``num_rows`` requests together."""
         num_accepted = sum(rng.random() < self.chance for _ in range(NUM_DRAFTED))
         self.num_uncached = 1
         self.num_output_tokens += num_accepted + 1
@@ -44,7 +44,7 @@ class QueuedRequest:
         self.num_accepted += num_accepted
         self.attained_ns += ROUND_NS
         self.rounds_left -= 1
-        estimator.saw_round(self, NUM_DRAFTED, num_accepted, DRAFT_NS, VERIFY_NS)
+        estimator.saw_round(self, NUM_DRAFTED, num_accepted, DRAFT_NS, VERIFY_NS, num_rows)
 
 
 def a_request(number: int, now_ns: int, rng: random.Random) -> QueuedRequest:

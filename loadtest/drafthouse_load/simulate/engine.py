@@ -144,7 +144,7 @@ class Simulation:
         whole_ns = self._now_ns - start_ns
         for request in running:
             request.attained_ns += whole_ns
-        num_emitted = sum(self._commit(request, most, draft_ns, verify_ns) for request, most in verified)
+        num_emitted = sum(self._commit(request, most, draft_ns, verify_ns, len(verified)) for request, most in verified)
         if self._packing is not None:
             self._packing.saw_round(num_emitted, self._now_ns - prefilled_ns)
         outcome.rounds += 1
@@ -187,7 +187,7 @@ class Simulation:
             request.num_output_tokens = 1
             request.first_token_ns = self._now_ns
 
-    def _commit(self, request: SimulatedRequest, most: int, draft_ns: int, verify_ns: int) -> int:
+    def _commit(self, request: SimulatedRequest, most: int, draft_ns: int, verify_ns: int, rows: int) -> int:
         """What its verification with at most ``most`` draft tokens brought: the tokens that it emits."""
         at, workload = request.next_round, self._workload
         num_drafted, num_accepted = min(workload.num_drafted(at), most), min(workload.accepted[at], most)
@@ -199,7 +199,7 @@ class Simulation:
         request.num_verifications += 1
         request.num_drafted += num_drafted
         request.num_accepted += num_accepted
-        self._estimator.saw_round(request, num_drafted, num_accepted, draft_ns, verify_ns)
+        self._estimator.saw_round(request, num_drafted, num_accepted, draft_ns, verify_ns, rows)
         return num_emitted
 
     def _leaves(self, request: SimulatedRequest) -> bool:

@@ -139,7 +139,8 @@ class Turns:
         num_drafted, num_accepted = state.num_drafted - before.num_drafted, state.num_accepted - before.num_accepted
         was_prefilled = state.num_tokens - before.progress[0] > num_accepted + 1  # its prompt's end gave a token before the verification
         verify_ns = max(round_ns - stats.draft_wall_ns - was_prefilled * stats.prefill_wall_ns, 0)
-        self._tell(lambda: self._estimator.saw_round(state, num_drafted, num_accepted, stats.draft_wall_ns, verify_ns))
+        num_rows = max(stats.num_verified_rows, 1)
+        self._tell(lambda: self._estimator.saw_round(state, num_drafted, num_accepted, stats.draft_wall_ns, verify_ns, num_rows))
 
     def remove(self, state: RequestState) -> None:
         """It has been answered. Its slot is free from now on."""

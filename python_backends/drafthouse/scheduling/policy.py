@@ -140,6 +140,11 @@ class Estimates(Protocol):
         ...
 
     @property
+    def rows_per_round(self) -> float:
+        """Requests that share a round, as a request meets it; at least 1."""
+        ...
+
+    @property
     def prefill_token_ns(self) -> float:
         """Expected time per token of a prefill."""
         ...

