@@ -49,6 +49,18 @@ def test_repository_elsewhere_is_complete(checkpoints: dict[str, Path], tmp_path
     assert (output / "cosine/1/tokenizer.json").read_bytes() == (checkpoints["target"] / "tokenizer.json").read_bytes()
 
 
+def test_special_tokens_and_chat_template_come_along(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    files = {"tokenizer_config.json": "{}", "special_tokens_map.json": '{"eos_token": "<eos>"}', "chat_template.jinja": "{{ messages }}"}
+    for name, content in files.items():
+        (checkpoints["target"] / name).write_text(content)
+    output = tmp_path / "repository"
+    build(checkpoints, output)
+    for model in ("cosine", "target"):
+        assert {name: (output / model / "1" / name).read_text() for name in files} == files
+    (checkpoints["target"] / "chat_template.jinja").write_text("{{ bos_token }}{{ messages }}")
+    assert {outcome.name for outcome in build(checkpoints, output) if outcome.built} == {"target", "cosine"}
+
+
 def test_configuration_names_the_new_drafters_and_slots(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     build(checkpoints, tmp_path / "repository", slots=3)
 
