@@ -7,12 +7,27 @@ from typing import TYPE_CHECKING
 
 from drafthouse_client.completion import Chunk, Completion, GenerateOptions, Perf
 from drafthouse_client.errors import ServerSideError
+from drafthouse_client.events import Event, Finished, Token, Tokens
+from drafthouse_client.retry import Retry
 
 if TYPE_CHECKING:
     from drafthouse_client.aio import AsyncClient
     from drafthouse_client.client import Client
 
-__all__ = ["AsyncClient", "Chunk", "Client", "Completion", "GenerateOptions", "Perf", "ServerSideError"]
+__all__ = [
+    "AsyncClient",
+    "Chunk",
+    "Client",
+    "Completion",
+    "Event",
+    "Finished",
+    "GenerateOptions",
+    "Perf",
+    "Retry",
+    "ServerSideError",
+    "Token",
+    "Tokens",
+]
 
 
 def __getattr__(name: str) -> object:

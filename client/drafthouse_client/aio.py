@@ -1,5 +1,6 @@
 """The asyncio client: the same calls as `drafthouse_client.client.Client`, awaited."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
@@ -23,6 +24,8 @@ from drafthouse_client.client import (
 )
 from drafthouse_client.completion import Chunk, Completion, GenerateOptions, Prompt, join_chunks
 from drafthouse_client.errors import ServerSideError, from_rpc_error
+from drafthouse_client.events import Event, EventMaker
+from drafthouse_client.retry import Attempts, Retry
 
 _DEFAULT_OPTIONS = GenerateOptions()
 
@@ -33,11 +36,14 @@ class AsyncClient:
     Arguments and errors are those of `drafthouse_client.client.Client`.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, model: str = DEFAULT_MODEL, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(
+        self, url: str = DEFAULT_URL, *, model: str = DEFAULT_MODEL, timeout_s: float = DEFAULT_TIMEOUT_S, retry: Retry | None = None
+    ) -> None:
         self._channel = grpc.aio.insecure_channel(url, options=CHANNEL_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._model = model
         self._timeout_s = timeout_s
+        self._retry = retry
 
     async def __aenter__(self) -> Self:
         return self
@@ -58,6 +64,14 @@ class AsyncClient:
     def stream(self, prompt: Prompt, options: GenerateOptions = _DEFAULT_OPTIONS) -> AsyncGenerator[Chunk, None]:
         """The completion in increments. Closing the generator (``contextlib.aclosing``) cancels the request."""
         return self._chunks(wire.generation_inputs(prompt, options, stream=True), options.timeout_s)
+
+    async def events(self, prompt: Prompt, options: GenerateOptions = _DEFAULT_OPTIONS) -> AsyncGenerator[Event, None]:
+        """The completion token by token, as `drafthouse_client.client.Client.events`."""
+        maker = EventMaker(await self.drafters())
+        async with aclosing(self.stream(prompt, options)) as chunks:
+            async for chunk in chunks:
+                yield maker.tokens(chunk)
+        yield maker.finished()
 
     async def stats(self) -> dict[str, Any]:
         """The server's counters since it loaded the model (`drafthouse.triton.statistics`), as decoded JSON."""
@@ -80,11 +94,19 @@ class AsyncClient:
         return bool(answer.ready)
 
     async def _chunks(self, inputs: dict[str, wire.Value], timeout_s: float | None) -> AsyncGenerator[Chunk, None]:
-        async with aclosing(self._responses(wire.encode_request(self._model, inputs), timeout_s)) as responses:
-            async for response in responses:
-                chunk = wire.decode_chunk(response)
-                if chunk is not None:
-                    yield chunk
+        request = wire.encode_request(self._model, inputs)
+        attempts = Attempts(self._retry, self._timeout_s if timeout_s is None else timeout_s)
+        while attempts.open:
+            try:
+                async with aclosing(self._responses(request, attempts.remaining_s())) as responses:
+                    async for response in responses:
+                        chunk = wire.decode_chunk(response)
+                        if chunk is not None:
+                            attempts.saw_chunk()
+                            yield chunk
+                attempts.ended()
+            except ServerSideError as error:
+                await asyncio.sleep(attempts.pause_after(error))
 
     async def _responses(self, request: pb.ModelInferRequest, timeout_s: float | None) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
         limit_s = self._timeout_s if timeout_s is None else timeout_s

@@ -29,6 +29,7 @@ COMMANDS = (
     SubCommand("serve", "start Triton with a model repository and keep it up", "drafthouse.launcher.serve"),
     SubCommand("build", "turn Hugging Face checkpoints into engines and a model repository", "drafthouse_build.cli"),
     SubCommand("train-demo", "train the demo's target and drafters from corpora in a folder", "drafthouse_build.demo.train"),
+    SubCommand("gateway", "serve OpenAI's API in front of a running server", "drafthouse_client.gateway.command"),
     SubCommand("generate", "complete a prompt on a running server", "drafthouse_client.generate"),
     SubCommand("demo", "serve the demo models and compare speculation on and off", "drafthouse_client.demo"),
     SubCommand("bench", "measure a running or freshly started server", "drafthouse_load.bench"),
@@ -36,7 +37,11 @@ COMMANDS = (
 )
 
 # Packages of an extra, so that a missing one is answered with the command that installs it.
-EXTRAS = {"torch": "train", "transformers": "train", "onnx": "cpu-server", "onnxruntime": "cpu-server", "fastapi": "gateway"}
+EXTRAS = {
+    **dict.fromkeys(("torch", "transformers"), "train"),
+    **dict.fromkeys(("onnx", "onnxruntime"), "cpu-server"),
+    **dict.fromkeys(("fastapi", "jinja2", "prometheus_client", "pydantic", "starlette", "uvicorn"), "gateway"),
+}
 
 
 def _parser() -> argparse.ArgumentParser:

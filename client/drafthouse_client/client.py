@@ -15,6 +15,8 @@ from drafthouse.core.errors import ErrorCode
 from drafthouse_client import wire
 from drafthouse_client.completion import Chunk, Completion, GenerateOptions, Prompt, join_chunks
 from drafthouse_client.errors import ServerSideError, from_rpc_error
+from drafthouse_client.events import Event, EventMaker
+from drafthouse_client.retry import Attempts, Retry
 
 DEFAULT_URL = "127.0.0.1:8001"
 DEFAULT_MODEL = "cosine"
@@ -42,14 +44,18 @@ class Client:
     Args:
         url: host and port of Triton's gRPC endpoint.
         model: the Triton model that speaks text.
-        timeout_s: limit of one call from start to end, unless the options say otherwise.
+        timeout_s: limit of one call from start to end, repetitions included, unless the options say otherwise.
+        retry: how generations are repeated while the server is unavailable and nothing of the answer has come; None: not at all.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, model: str = DEFAULT_MODEL, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(
+        self, url: str = DEFAULT_URL, *, model: str = DEFAULT_MODEL, timeout_s: float = DEFAULT_TIMEOUT_S, retry: Retry | None = None
+    ) -> None:
         self._channel = grpc.insecure_channel(url, options=CHANNEL_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._model = model
         self._timeout_s = timeout_s
+        self._retry = retry
 
     def __enter__(self) -> Self:
         return self
@@ -73,6 +79,17 @@ class Client:
         Closing the generator (or leaving ``with contextlib.closing(...)``) cancels the request on the server.
         """
         return self._chunks(wire.generation_inputs(prompt, options, stream=True), options.timeout_s)
+
+    def events(self, prompt: Prompt, options: GenerateOptions = _DEFAULT_OPTIONS) -> Generator[Event, None, None]:
+        """The completion token by token: `Tokens` with the drafter behind each, at the end `Finished` with the whole.
+
+        Closing the generator cancels the request, as with `stream`.
+        """
+        maker = EventMaker(self.drafters())
+        with closing(self.stream(prompt, options)) as chunks:
+            for chunk in chunks:
+                yield maker.tokens(chunk)
+        yield maker.finished()
 
     def stats(self) -> dict[str, Any]:
         """The server's counters since it loaded the model (`drafthouse.triton.statistics`), as decoded JSON."""
@@ -104,11 +121,19 @@ class Client:
             raise from_rpc_error(error) from None
 
     def _chunks(self, inputs: dict[str, wire.Value], timeout_s: float | None) -> Generator[Chunk, None, None]:
-        with closing(self._responses(wire.encode_request(self._model, inputs), timeout_s)) as responses:
-            for response in responses:
-                chunk = wire.decode_chunk(response)
-                if chunk is not None:
-                    yield chunk
+        request = wire.encode_request(self._model, inputs)
+        attempts = Attempts(self._retry, self._timeout_s if timeout_s is None else timeout_s)
+        while attempts.open:
+            try:
+                with closing(self._responses(request, attempts.remaining_s())) as responses:
+                    for response in responses:
+                        chunk = wire.decode_chunk(response)
+                        if chunk is not None:
+                            attempts.saw_chunk()
+                            yield chunk
+                attempts.ended()
+            except ServerSideError as error:
+                time.sleep(attempts.pause_after(error))
 
     def _responses(self, request: pb.ModelInferRequest, timeout_s: float | None) -> Generator[pb.ModelStreamInferResponse, None, None]:
         call = self._stub.ModelStreamInfer(iter((request,)), timeout=self._timeout_s if timeout_s is None else timeout_s)

@@ -15,7 +15,7 @@ class GenerateOptions:
     The names are those of the model's inputs. Ranges are the server's to check: its refusal names what is allowed.
     """
 
-    max_tokens: int = 64
+    max_tokens: int | None = 64
     min_tokens: int | None = None
     stop_words: tuple[str, ...] = ()
     bad_words: tuple[str, ...] = ()
