@@ -102,7 +102,7 @@ def build_engine(
     write_model(draw, output / MODEL_NAME, 4 * num_parameters(config), options.precision, progress)
     copy_tokenizer(checkpoint, output)
     vocab_size = config.vocab_size if vocabulary is None else vocabulary.size
-    write_manifest(_manifest(checkpoint, config, options, domain, key, vocab_size), output)
+    write_manifest(engine_manifest(checkpoint, config, options, domain, key, vocab_size), output)
     return True
 
 
@@ -131,9 +131,10 @@ def copy_tokenizer(checkpoint: Checkpoint, output: Path) -> None:
             shutil.copyfile(checkpoint.folder / name, output / name)
 
 
-def _manifest(
+def engine_manifest(
     checkpoint: Checkpoint, config: ModelConfig, options: EngineOptions, domain: str, key: str, vocab_size: int
 ) -> EngineManifest:
+    """What `engine.json` says of an engine."""
     return EngineManifest(
         num_layers=config.num_layers,
         num_kv_heads=config.num_kv_heads,
