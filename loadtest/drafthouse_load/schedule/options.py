@@ -24,7 +24,7 @@ class ScheduleSettings:
     requests: int = 200  # per policy and max_batch, over all blocks
     blocks: int = 2
     warmup: int = 30  # requests per block, discarded
-    max_tokens: int = 384  # a limit, not a length
+    max_tokens: int = 320  # a limit, not a length
     temperature: float = 0.8  # greedy texts of small models repeat themselves instead of ending
     seed: int = 0
     mode: str = ""  # of `cosine`; "" = as the repository has it
