@@ -34,7 +34,13 @@ def reserve_ports(config: ServerConfig) -> Ports:
     return Ports(http=http, grpc=grpc, metrics=metrics)
 
 
-def _bind(held: ExitStack, host: str, port: int, option: str) -> int:
+def require_free(host: str, port: int, port_option: str, host_option: str) -> None:
+    """Checks a port that another program is to listen on. Errors as `reserve_ports`."""
+    with ExitStack() as held:
+        _bind(held, host, port, port_option, host_option)
+
+
+def _bind(held: ExitStack, host: str, port: int, option: str, host_option: str = "--host") -> int:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
     # As Triton does: a port in TIME_WAIT after an earlier run is free.
@@ -48,5 +54,5 @@ def _bind(held: ExitStack, host: str, port: int, option: str) -> int:
             raise LaunchError(
                 "UNAVAILABLE", field=option, value=f"{port} ({reason} on {host})", allowed=f"a free port, for example {option} 0 for any"
             ) from error
-        raise LaunchError("INVALID_ARG", field="--host", value=host, allowed="an address of this machine") from error
+        raise LaunchError("INVALID_ARG", field=host_option, value=host, allowed="an address of this machine") from error
     return int(listener.getsockname()[1])

@@ -15,9 +15,10 @@ from rich.console import Console
 
 from drafthouse.launcher.config import GrpcTls, ServerConfig
 from drafthouse.launcher.errors import LaunchError
+from drafthouse.launcher.gateway import OFF, GatewayConfig, GatewayProcess
 from drafthouse.launcher.server import TritonServer
 from drafthouse.launcher.server_log import error_lines
-from drafthouse.launcher.watch import watches_of
+from drafthouse.launcher.watch import FrontDoorWatch, watches_of
 
 _WATCH_S = 0.2
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -29,6 +30,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.count = 0
         self.server: TritonServer | None = None
+        self.gateway: GatewayProcess | None = None
 
     def requested(self) -> bool:
         """Has a signal arrived?"""
@@ -36,8 +38,10 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
-        if self.count > 1 and self.server is not None:
-            self.server.kill_processes()
+        if self.count > 1:
+            for child in (self.gateway, self.server):
+                if child is not None:
+                    child.kill_processes()
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -104,6 +108,13 @@ def cluster_config(arguments: argparse.Namespace) -> ServerConfig:
     return replace(server_config(arguments), lease_file=arguments.lease_file, grpc_tls=_grpc_tls(arguments))
 
 
+def add_gateway_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the OpenAI gateway beside the server; `drafthouse gateway` has all of them."""
+    option = parser.add_argument
+    option("--gateway-port", default=OFF, help=f"serve OpenAI's API here, too; 0 and {OFF} are no gateway (default: %(default)s)")
+    option("--gateway-host", default=GatewayConfig().host, help="address the gateway listens on (default: %(default)s)")
+
+
 def _grpc_tls(arguments: argparse.Namespace) -> GrpcTls | None:
     cert, key, client_root = arguments.grpc_tls_cert, arguments.grpc_tls_key, arguments.grpc_tls_client_root
     if cert is None and key is None and client_root is None:
@@ -119,17 +130,21 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="drafthouse serve", description="Start Triton with a model repository and keep it up.")
     add_server_options(parser)
     add_cluster_options(parser)
+    add_gateway_options(parser)
     console, signals = Console(stderr=True), StopSignals()
     with signals.installed():
         try:
-            server = TritonServer(cluster_config(parser.parse_args(argv)), announce=lambda text: console.print(text, markup=False))
-            return _serve(server, signals, console)
+            arguments = parser.parse_args(argv)
+            config, gateway = cluster_config(arguments), GatewayConfig.parse(arguments.gateway_host, arguments.gateway_port)
+            gateway.check(config)
+            server = TritonServer(config, announce=lambda text: console.print(text, markup=False))
+            return _serve(server, gateway, signals, console)
         except LaunchError as error:
             console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
             return 1
 
 
-def _serve(server: TritonServer, signals: StopSignals, console: Console) -> int:
+def _serve(server: TritonServer, gateway: GatewayConfig, signals: StopSignals, console: Console) -> int:
     began_s = time.monotonic()
     try:
         server.start()
@@ -144,16 +159,35 @@ def _serve(server: TritonServer, signals: StopSignals, console: Console) -> int:
         if ready:
             console.print(f"Ready after {time.monotonic() - began_s:.1f} s: {server.http_url} (HTTP), {server.grpc_address} (gRPC).")
             console.print(f"Log: {server.log_file}. Ctrl-C stops it.", soft_wrap=True)
-        watches = watches_of(server, announce=lambda text: console.print(text, markup=False))
-        while server.is_running() and not signals.requested():
-            for watch in watches:
-                watch.check()
-            time.sleep(_WATCH_S)
+            signals.gateway = _start_gateway(gateway, server, console)
+        _watch(server, signals, console)
         return 0 if signals.requested() else _report_end(server, console)
     finally:
         if signals.requested():
             console.print("Stopping; a second signal kills.")
+        if signals.gateway is not None:
+            signals.gateway.stop()
         server.stop()
+
+
+def _watch(server: TritonServer, signals: StopSignals, console: Console) -> None:
+    """Until the server ends or a signal arrives: what dies and can be started again is."""
+    watches: list[FrontDoorWatch | GatewayProcess] = [*watches_of(server, announce=lambda text: console.print(text, markup=False))]
+    if signals.gateway is not None:
+        watches.append(signals.gateway)
+    while server.is_running() and not signals.requested():
+        for watch in watches:
+            watch.check()
+        time.sleep(_WATCH_S)
+
+
+def _start_gateway(config: GatewayConfig, server: TritonServer, console: Console) -> GatewayProcess | None:
+    if not config.port:
+        return None
+    gateway = GatewayProcess(config, server.grpc_address, server.config.model_repository, lambda text: console.print(text, markup=False))
+    gateway.start()
+    console.print(f"OpenAI API: {gateway.url}/v1.", soft_wrap=True)
+    return gateway
 
 
 def _report_end(server: TritonServer, console: Console) -> int:
