@@ -103,8 +103,8 @@ def build_plan_engine(
             _quantize(output / _GRAPH_NAME, shape)
         _compile(output / _GRAPH_NAME, output, shape, plan, machine, progress)
     finally:
-        for stale in (*output.glob(f"{_DRAWN_NAME}*"), *output.glob(f"{_GRAPH_NAME}*")):
-            stale.unlink()
+        for left in (*output.glob(f"{_DRAWN_NAME}*"), *output.glob(f"{_GRAPH_NAME}*")):
+            left.unlink()
     copy_tokenizer(checkpoint, output)
     write_manifest(manifest, output)
     return True

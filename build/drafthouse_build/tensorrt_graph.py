@@ -130,7 +130,8 @@ def _copy_weight(
         if values.ndim < 2:
             store.add(graph, tensor.name, _converted(values, dtype))
             return
-        parts = (_converted(values[span], dtype) for span in spans(len(values), max(1, values[:1].nbytes)))
+        # As plain numbers: bfloat16 is none of numpy's own types, so its arrays have no buffer.
+        parts = (_converted(values[span], dtype).view(f"u{dtype.itemsize}") for span in spans(len(values), max(1, values[:1].nbytes)))
         store.add_blocks(graph, tensor.name, dtype, values.shape, parts)
 
 

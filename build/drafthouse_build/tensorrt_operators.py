@@ -18,7 +18,7 @@ OPSETS = range(9, 25)
 _LARGEST_KEPT = 64  # elements of an initialiser that shape inference needs: shapes, axes, sizes
 _RANK = 4
 
-_NAMES = {
+_NAMES: Mapping[int, str] = {
     TensorProto.FLOAT: "FP32",
     TensorProto.FLOAT16: "FP16",
     TensorProto.BFLOAT16: "BF16",
@@ -111,7 +111,10 @@ _OTHER_OUTPUTS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "
 def problems(model: onnx.ModelProto) -> list[str]:
     """What TensorRT does not document as supported in `model`, one line each, naming node, operator and reason."""
     found = [f"opset {opset.version}: TensorRT imports 9 to 24" for opset in model.opset_import if opset.version not in OPSETS]
-    types, ranks = _inferred(model)
+    try:
+        types, ranks = _inferred(model)
+    except onnx.shape_inference.InferenceError as error:
+        return [*found, f"types do not fit: {error}"]
     for node in model.graph.node:
         found += [f"{node.name or node.output[0]}: {node.op_type}: {reason}" for reason in _node_problems(node, types, ranks)]
     return found + [f"{name}: {reason}" for name, reason in _cache_problems(model)]
@@ -146,7 +149,7 @@ def _type_problems(node: onnx.NodeProto, operator: Operator, types: Mapping[str,
         if name not in types:
             yield f"the type of {name} cannot be inferred"
         elif _NAMES.get(types[name], "") not in operator.types:
-            yield f"{name} has the type {_NAMES.get(types[name]) or types[name]}, supported are {', '.join(operator.types)}"
+            yield f"{name} has the type {_NAMES.get(types[name], types[name])}, supported are {', '.join(operator.types)}"
     if node.op_type == "RotaryEmbedding" and len(node.input) > 3 and types.get(node.input[3]) != TensorProto.INT64:
         yield "position_ids must be INT64"
 

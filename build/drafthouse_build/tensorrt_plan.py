@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import tensorrt as trt
-from typing_extensions import Buffer
 
 from drafthouse.engine.tensorrt.profiles import EngineShape
 from drafthouse.engine.tensorrt.runtime import LibraryLog
 from drafthouse_build.errors import BuildError
 from drafthouse_build.model_file import Progress
 from drafthouse_build.tensorrt_progress import BuildMonitor
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _MIB = 1 << 20
 
@@ -61,7 +64,7 @@ def _add_profiles(builder: trt.Builder, config: trt.IBuilderConfig, shape: Engin
         limits = builder.create_optimization_profile()
         least, best, most = (shape.inputs(call) for call in (profile.least, profile.best, profile.most))
         for name in least:
-            limits.set_shape(name, trt.Dims(least[name]), trt.Dims(best[name]), trt.Dims(most[name]))
+            limits.set_shape(name, *(trt.Dims(list(dims[name])) for dims in (least, best, most)))
         config.add_optimization_profile(limits)
 
 
@@ -82,10 +85,10 @@ def _failure(reason: str, options: CompileOptions) -> BuildError:
     return BuildError("UNSUPPORTED", "graph", reason, "what this TensorRT can compile for this GPU")
 
 
-def _write(file: Path, content: Buffer) -> None:
+def _write(file: Path, content: trt.IHostMemory) -> None:
     """Writes `file` in one step, so that it is there only when it is whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.new")
     with temporary.open("wb") as stream:
-        stream.write(memoryview(content))
+        stream.write(memoryview(cast("Buffer", content)))
     temporary.replace(file)

@@ -97,19 +97,15 @@ class Runtime:
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
         data = bytes(serialized_engine)
-        try:
-            header, _, graph = data.removeprefix(_MAGIC).partition(b"\n")
-            described = json.loads(header)
-            model = onnx.load_from_string(graph)
-        except ValueError:
-            described, model = None, None
-        if not data.startswith(_MAGIC) or described is None or model is None or len(graph) != described["graph_bytes"]:
+        header, _, graph = data.removeprefix(_MAGIC).partition(b"\n")
+        described = json.loads(header) if data.startswith(_MAGIC) else {}
+        if described.get("graph_bytes") != len(graph):
             self._logger.log(ILogger.Severity.ERROR, "the engine data is corrupt")
             return None
         if described["version_compatible"] and not self.engine_host_code_allowed:
             self._logger.log(ILogger.Severity.ERROR, "the engine holds host code, which is not allowed")
             return None
-        return ICudaEngine(model, described["profiles"], self._logger)
+        return ICudaEngine(onnx.load_from_string(graph), described["profiles"], self._logger)
 
 
 class ICudaEngine:

@@ -260,7 +260,7 @@ REFUSALS = [
     ({"slots": 2}, "6, the engine was built for 2"),
     ({"cache_rows": 64}, "plan.json says 64, engine.json means 128"),
     ({"precision": "fp64"}, "fp32, fp16, bf16"),
-    ({"precision": "fp16"}, "DataType.HALF"),
+    ({"precision": "fp16"}, "allowed=INPUT HALF"),
     ({"plan_sha256": "0" * 64}, "copy the folder again"),
     ({"plan_bytes": 7}, "bytes of 7"),
     ({"slots": "6"}, "a value of type int"),

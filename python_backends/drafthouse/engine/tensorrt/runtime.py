@@ -86,22 +86,18 @@ def _check_profiles(engine: trt.ICudaEngine, shape: EngineShape) -> None:
     for index, profile in enumerate(profiles):
         least, most = shape.inputs(profile.least), shape.inputs(profile.most)
         for name in least:
-            low, _, high = (tuple(dims) for dims in engine.get_tensor_profile_shape(name, index))
-            if any(bottom > value for bottom, value in zip(low, least[name], strict=True)) or any(
-                top < value for top, value in zip(high, most[name], strict=True)
-            ):
-                raise _wrong(
-                    f"profile {profile.name} of {name}", f"{low} to {high}", f"{least[name]} to {most[name]} ({slots_built} slots)"
-                )
+            low, _, high = (dims[:] for dims in engine.get_tensor_profile_shape(name, index))
+            is_inside = all(
+                bottom <= first and last <= top for bottom, first, last, top in zip(low, least[name], most[name], high, strict=True)
+            )
+            if not is_inside:
+                raise _wrong(f"profile {profile.name} of {name}", f"{low} to {high}", f"{least[name]} to {most[name]}")
 
 
 def _check_tensor(engine: trt.ICudaEngine, name: str, mode: trt.TensorIOMode, dims: Shape, dtype: trt.DataType) -> None:
-    if engine.get_tensor_mode(name) != mode:
-        raise _wrong(name, str(engine.get_tensor_mode(name)), str(mode))
-    if engine.get_tensor_dtype(name) != dtype:
-        raise _wrong(name, str(engine.get_tensor_dtype(name)), str(dtype))
-    if tuple(engine.get_tensor_shape(name)) != dims:
-        raise _wrong(name, str(tuple(engine.get_tensor_shape(name))), str(dims))
+    found = engine.get_tensor_mode(name), engine.get_tensor_dtype(name), engine.get_tensor_shape(name)[:]
+    if found != (mode, dtype, dims):
+        raise _wrong(name, f"{found[0].name} {found[1].name} {found[2]}", f"{mode.name} {dtype.name} {dims}")
 
 
 def _input_type(name: str, precision: str) -> trt.DataType:
