@@ -38,7 +38,21 @@ def test_the_same_seed_gives_the_same_report(tmp_path: Path) -> None:
 
 def test_a_sweep_reports_every_load(tmp_path: Path) -> None:
     file = tmp_path / "sweep.json"
-    args = ["--requests", "150", "--policies", "fcfs,oracle", "--batch", "4", "--slots", "8", "--sweep", "--json", str(file)]
+    args = [
+        "--requests",
+        "150",
+        "--mean-length",
+        "16",
+        "--policies",
+        "fcfs,oracle",
+        "--batch",
+        "4",
+        "--slots",
+        "8",
+        "--sweep",
+        "--json",
+        str(file),
+    ]
     assert main(["simulate", *args]) == 0
     loads = json.loads(file.read_text())["loads"]
     assert [entry["load"] for entry in loads] == [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
