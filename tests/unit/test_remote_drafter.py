@@ -115,6 +115,16 @@ async def test_without_a_start_the_first_status_finds_the_nodes() -> None:
 
 
 @async_test
+async def test_the_first_status_finds_nodes_that_have_only_a_name_beside_those_with_an_address() -> None:
+    nodes = FakeNode(), FakeNode()
+    async with serving(*nodes):
+        entries = (nodes[0].entry, f"localhost:{nodes[1].port}")
+        drafter = drafter_module.RemoteDrafter("code", parse_endpoints("remote.code", entries), CONTACT)
+        assert (await drafter.step(StepCall(()))).slots_total == 16
+        await drafter.close()
+
+
+@async_test
 async def test_a_wrong_secret_keeps_a_node_out_and_is_not_told() -> None:
     node = FakeNode()
     contact = Contact("drafter_code", VOCAB_SIZE, Lease(b"another secret, as long"), 5.0)

@@ -75,8 +75,8 @@ class RemoteDrafter:
         if release_uids:
             self._tend(busy=self.nodes)
             return await self._ask([node for node in self.nodes if node.is_up])
-        if not self.nodes:
-            self._tend()
+        self._tend(busy=self.nodes)
+        if self._next_look_up_ns == 0:  # some nodes have only a name so far
             await self._looked_up()
         return await self._ask(self.nodes)
 
