@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,16 +17,31 @@ from fakes import fake_tensorrt
 from fakes.engine_driver import CONTEXT_LEN, MAX_STEP_TOKENS
 
 CAPABILITY = (9, 0)
+# The modules that import TensorRT, and those that import them.
+_IMPORTERS = (
+    *(f"drafthouse.engine.tensorrt.{name}" for name in ("runtime", "graphs", "session")),
+    *(f"drafthouse_build.{name}" for name in ("tensorrt_plan", "tensorrt_progress")),
+)
 
 
-def pretend(patch: pytest.MonkeyPatch) -> None:
-    """TensorRT is the fake, and PyTorch sees one GPU, of which only names are asked."""
-    patch.setitem(sys.modules, "tensorrt", fake_tensorrt)
-    patch.setattr(torch.cuda, "is_available", lambda: True)
-    patch.setattr(torch.cuda, "device_count", lambda: 1)
-    patch.setattr(torch.cuda, "set_device", lambda device: None)
-    patch.setattr(torch.cuda, "get_device_capability", lambda device=None: CAPABILITY)
-    patch.setattr(torch.cuda, "get_device_name", lambda device=None: "Pretended GPU")
+@contextmanager
+def pretended_gpu(num_gpus: int = 1) -> Iterator[pytest.MonkeyPatch]:
+    """TensorRT is the fake, and PyTorch sees GPUs, of which only names are asked; what was imported over the fake goes with it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "tensorrt", fake_tensorrt)
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+        patch.setattr(torch.cuda, "set_device", lambda device: None)
+        patch.setattr(torch.cuda, "get_device_capability", lambda device=None: CAPABILITY)
+        patch.setattr(torch.cuda, "get_device_name", lambda device=None: "Pretended GPU")
+        _forget_importers()
+        yield patch
+    _forget_importers()
+
+
+def _forget_importers() -> None:
+    for name in _IMPORTERS:
+        sys.modules.pop(name, None)
 
 
 def build_plan(checkpoint: Path, output: Path, engine: Mapping[str, int] | None = None, **options: object) -> Path:

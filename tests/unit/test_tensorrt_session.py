@@ -40,8 +40,7 @@ KINDS = [
 
 @pytest.fixture(scope="module", autouse=True)
 def gpu() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        tensorrt_builds.pretend(patch)
+    with tensorrt_builds.pretended_gpu():
         yield
 
 
