@@ -13,6 +13,7 @@ from drafthouse.pipeline.commit import emit
 from drafthouse.pipeline.contract import GenerationRequest, ResponseSink
 from drafthouse.pipeline.stage_target import internal_error
 from drafthouse.pipeline.state import RequestState
+from drafthouse.pipeline.stats import RequestEnd
 from drafthouse.pipeline.turns import Turns
 
 logger = logging.getLogger(__name__)
@@ -21,9 +22,10 @@ logger = logging.getLogger(__name__)
 class Book:
     """Arrival and farewell of requests; `Turns` tells who runs. `submit` may be called from any thread, the rest from the loop's."""
 
-    def __init__(self, turns: Turns, max_queue_size: int) -> None:
-        """``max_queue_size``: open requests beside those that have a slot."""
+    def __init__(self, turns: Turns, max_queue_size: int, on_end: Callable[[RequestEnd], None] | None = None) -> None:
+        """Args: max_queue_size: open requests beside those that have a slot; on_end: hears about everyone who was answered."""
         self._turns = turns
+        self._on_end = on_end
         self._max_open = turns.num_slots + max_queue_size
         self._lock = threading.Lock()  # guards the next five
         self._inbox: deque[RequestState] = deque()
@@ -109,6 +111,7 @@ class Book:
             if state.finished:
                 self._forget(state)
                 self.num_finished += 1
+                self._tell_end(state, str(state.finish_reason), is_success=True)
                 _log_summary(state, str(state.finish_reason))
 
     def fail(self, state: RequestState, error: DrafthouseError) -> None:
@@ -117,7 +120,16 @@ class Book:
         with self._lock:
             self._num_failed[error.code] += 1
         state.sink.fail(error)
+        self._tell_end(state, error.code, is_success=False)
         _log_summary(state, str(error))
+
+    def _tell_end(self, state: RequestState, outcome: str, *, is_success: bool) -> None:
+        if self._on_end is None:
+            return
+        try:
+            self._on_end(state.end(outcome, is_success))
+        except Exception:
+            logger.exception("the observer of requests failed")
 
     def _forget(self, state: RequestState) -> None:
         del self._open[state.sequence_no]

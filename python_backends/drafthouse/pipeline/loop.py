@@ -24,7 +24,7 @@ from drafthouse.pipeline.stage_draft import DraftStage
 from drafthouse.pipeline.stage_route import RouteStage
 from drafthouse.pipeline.stage_target import PrefillStage, VerifyStage, internal_error
 from drafthouse.pipeline.state import RequestState, new_state
-from drafthouse.pipeline.stats import PipelineSnapshot, RoundStats
+from drafthouse.pipeline.stats import PipelineSnapshot, RequestEnd, RoundStats
 from drafthouse.pipeline.turns import Turns, new_estimator
 from drafthouse.pipeline.ways import Ways
 from drafthouse.routing.contract import Router
@@ -48,6 +48,7 @@ class Services:
     drafter_names: tuple[str, ...] = ()  # in the repository's order: the index is a drafter's number everywhere
     exact_trees: bool = True  # False: the target rounds side branches so that they would change texts; drafts are chains then
     on_round: Callable[[RoundStats], None] | None = None  # hears about every round, failed ones included
+    on_end: Callable[[RequestEnd], None] | None = None  # hears about every request that was taken in and has been answered
 
 
 class Pipeline:
@@ -70,7 +71,7 @@ class Pipeline:
         self._verify = VerifyStage(self._target, routes, self._speculation, config)
         self._ways = Ways(config.switches.overlap, self._speculation.company)
         self._turns = Turns(config, new_estimator(config), config.max_active(services.limits.slots), self._release)
-        self._book = Book(self._turns, config.max_queue_size)
+        self._book = Book(self._turns, config.max_queue_size, services.on_end)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
         self._stopping = threading.Event()
@@ -200,6 +201,8 @@ class Pipeline:
             is_rehearsing=self._rehearsal is not None and self._is_open,
             max_active=self._turns.num_slots,
             max_batch=self._turns.max_batch,
+            slots_free=self._target.slots_free,
+            slots_total=self._target.slots_total,
             num_rounds=self._num_rounds,
             num_finished=self._book.num_finished,
             scheduling=self._turns.figures(),

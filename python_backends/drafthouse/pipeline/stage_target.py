@@ -21,7 +21,7 @@ from drafthouse.pipeline.speculation import Speculation
 from drafthouse.pipeline.stage_draft import DraftStage
 from drafthouse.pipeline.stage_route import RouteStage
 from drafthouse.pipeline.state import Draft, Feedback, RequestState
-from drafthouse.pipeline.stats import RoundStats
+from drafthouse.pipeline.stats import RoundStats, VerifiedDraft
 from drafthouse.pipeline.verify import target_tokens, walk
 
 logger = logging.getLogger(__name__)
@@ -154,6 +154,9 @@ class VerifyStage:
         stats.num_verified_emitted += num_emitted
         stats.num_drafted += len(tree)
         stats.num_accepted += num_accepted
+        if len(tree):
+            stats.num_drafts += 1
+            stats.verified_drafts.append(_verified_draft(state, tree, sources[:num_accepted]))
         if state.draft is not None:
             nodes = state.chosen[list(path.accepted)].tolist()
             self._tell(state, state.draft, dict(zip((ROOT, *nodes), emitted, strict=True)))
@@ -179,6 +182,14 @@ def _chosen_tree(state: RequestState) -> DraftTree:
     return _NO_TREE if state.draft is None else state.draft.tree.taking(state.chosen)
 
 
+def _verified_draft(state: RequestState, tree: DraftTree, accepted: list[int]) -> VerifiedDraft:
+    """Who drafted what of it; call it while the request still has the draft."""
+    num_drafters = len(state.drafter_names)
+    drafted = np.bincount(tree.source, minlength=num_drafters)
+    working = drafted > 0 if state.draft is None else (drafted > 0) | (state.draft.proposals >= 0).any(axis=1)
+    return VerifiedDraft(state.best_drafter, tuple(working.tolist()), tuple(drafted.tolist()), tuple(accepted))
+
+
 def _verify_row(state: RequestState, tree: DraftTree) -> StepRow:
     """The committed tokens the target lacks, then the draft tree with its parents shifted behind them."""
     start = state.num_tokens - state.num_uncached
@@ -195,7 +206,10 @@ def _verify_row(state: RequestState, tree: DraftTree) -> StepRow:
 def _was_computed(state: RequestState, answer: RowResult, num_outputs: int, max_stalled_rounds: int, stats: RoundStats) -> bool:
     """Note what the target holds now. False when the row has to be tried again, or never (`RequestState.error`)."""
     if answer.status is RowStatus.OK and len(answer.sampled) >= num_outputs and answer.cached_len > 0:
-        stats.num_recomputed_tokens += state.note_cached(min(answer.cached_len, state.num_tokens))
+        num_again = state.note_cached(min(answer.cached_len, state.num_tokens))
+        if num_again:
+            stats.num_recomputed_tokens += num_again
+            stats.recomputed_by_queue[state.queue] += num_again
         state.num_stalled_rounds = 0
         return True
     if answer.status in (RowStatus.NEEDS_PREFILL, RowStatus.NO_SLOT):

@@ -10,6 +10,7 @@ from drafthouse.core.errors import DrafthouseError
 from drafthouse.core.tree import DraftTree
 from drafthouse.pipeline.contract import FinishReason, GenerationRequest, PerfMetrics, ResponseSink
 from drafthouse.pipeline.detokenize import Detokenizer
+from drafthouse.pipeline.stats import RequestEnd
 from drafthouse.routing.contract import new_route_state
 
 
@@ -60,6 +61,7 @@ class RequestState:
 
     arrival_ns: int = 0  # turns, when the loop first sees it; the loop's clock
     attained_ns: int = 0  # turns; wall time of the rounds it took part in
+    queue: int = 0  # turns; the policy's queue it is in, for metrics
     domain: str = ""  # turns, after each round: its best drafter's name; "" before the router's first answer
     is_running: bool = False  # turns: takes part in rounds
     holds_slot: bool = False  # turns: its caches are kept, running or preempted
@@ -153,6 +155,18 @@ class RequestState:
         self.target_cached_len = 0
         self.drafter_cached_len[:] = 0
         self.draft = None
+
+    def end(self, outcome: str, is_success: bool) -> RequestEnd:
+        """The figures of a request that has been answered."""
+        return RequestEnd(
+            outcome=outcome,
+            is_success=is_success,
+            num_output_tokens=self.num_output_tokens,
+            arrival_time_ns=self.request.arrival_time_ns,
+            first_scheduled_time_ns=self.first_scheduled_time_ns,
+            first_token_time_ns=self.first_token_time_ns,
+            last_token_time_ns=self.last_token_time_ns,
+        )
 
     def perf(self) -> PerfMetrics:
         """The figures a client may ask for."""

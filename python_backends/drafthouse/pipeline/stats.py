@@ -1,8 +1,32 @@
 """Figures of one round, and their sums: for metrics, and for benchmarks that ask where the time went."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedDraft:
+    """What became of one request's draft in a round. D drafters, in the repository's order."""
+
+    domain: str  # the drafter that suited the request best; "" where nobody has routed it
+    working: tuple[bool, ...]  # [D], who proposed anything for it
+    drafted: tuple[int, ...]  # [D], verified tokens by the drafter that proposed each
+    accepted: tuple[int, ...]  # per accepted and emitted token, from the first position on: its drafter's index
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnd:
+    """One request that was answered. Times are wall-clock nanoseconds since the epoch, 0 = it never came to that."""
+
+    outcome: str  # finish reason, or the code of the error
+    is_success: bool
+    num_output_tokens: int
+    arrival_time_ns: int
+    first_scheduled_time_ns: int
+    first_token_time_ns: int
+    last_token_time_ns: int
 
 
 @dataclass(slots=True)
@@ -30,11 +54,14 @@ class RoundStats:
     num_verified_rows: int = 0  # the decode batch; rows the target answered
     num_verified_tokens: int = 0  # computed for all rows together: each one's last committed token and its draft
     num_verified_emitted: int = 0  # tokens committed by verification, with the bonus token
+    num_drafts: int = 0  # requests of which at least one draft token was verified
     num_drafted: int = 0  # tree nodes the target verified
     num_accepted: int = 0  # those of them that were emitted
     verify_wall_ns: int = 0
     target_wall_ns: int = 0  # of that the target's call alone, without what ran beside it
     verify_session_ns: int = 0
+    verified_drafts: list[VerifiedDraft] = field(default_factory=list)  # one per draft; of a single round, not summed
+    recomputed_by_queue: Counter[int] = field(default_factory=Counter)  # `num_recomputed_tokens` by scheduler queue; not summed
 
     @property
     def num_emitted(self) -> int:
@@ -52,7 +79,7 @@ class RoundStats:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
-_NAMES = tuple(item.name for item in dataclasses.fields(RoundStats))
+_NAMES = tuple(item.name for item in dataclasses.fields(RoundStats) if item.type is int)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +90,10 @@ class SchedulingFigures:
     num_preemptions: int  # times that a request which ran did not take part in the next round
     num_evictions: int  # slots taken from a preempted request
     queue_lengths: Mapping[int, int]  # open requests by the policy's queue, 0 = the most urgent
+    running_by_queue: Mapping[int, int]
+    preempted_by_queue: Mapping[int, int]
+    preemptions_by_queue: Mapping[int, int]  # by the queue in which the request was then
+    evictions_by_queue: Mapping[int, int]
     length_error: Mapping[str, object]  # of predicted output lengths, see `LengthError`
     estimation_error: Mapping[str, object]  # of estimated execution times, see `EstimationError`
 
@@ -77,6 +108,8 @@ class PipelineSnapshot:
     num_running: int  # taking part in rounds
     max_active: int  # slots
     max_batch: int
+    slots_free: int  # of the target, by its last answer
+    slots_total: int  # 0 before its first answer
     num_rounds: int
     num_finished: int
     scheduling: SchedulingFigures

@@ -8,6 +8,7 @@ is chosen gets a slot. Nor can requests evict each other for ever: every slot th
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -60,14 +61,15 @@ class Turns:
         self._holders: dict[int, RequestState] = {}  # by sequence_no; running and preempted
         self._before: dict[int, _Before] = {}  # by sequence_no; of the round under way
         self._round_began_ns = 0
-        self._num_preemptions = 0
-        self._num_evictions = 0
+        self._preemptions: Counter[int] = Counter()  # by queue
+        self._evictions: Counter[int] = Counter()
 
     def add(self, state: RequestState) -> None:
         """A request arrived."""
         state.arrival_ns = now_ns()
         self._tell(lambda: self._estimator.saw_arrival(state))
         self._queue.add(state, state.arrival_ns)
+        state.queue = self._queue.queue_of(state)
 
     def next(self) -> list[RequestState]:
         """Who should take part in the next round, most urgent first; nothing is changed by asking. Empty only when nobody is there.
@@ -97,8 +99,9 @@ class Turns:
         self._round_began_ns = now_ns()
         self._before = {state.sequence_no: _Before.of(state) for state in chosen}
         for number in self._running.keys() - self._before.keys():
-            self._running.pop(number).is_running = False
-            self._num_preemptions += 1
+            preempted = self._running.pop(number)
+            preempted.is_running = False
+            self._preemptions[preempted.queue] += 1
         self._make_room([state for state in chosen if not state.holds_slot])
         for state in chosen:
             if not state.holds_slot:
@@ -116,8 +119,9 @@ class Turns:
             state.holds_slot = False
             state.forget_caches()
             self._release(state.request_uid)
+            self._evictions[state.queue] += 1
             self._queue.rerank(state)
-            self._num_evictions += 1
+            state.queue = self._queue.queue_of(state)
 
     def end(self, states: Sequence[RequestState], stats: RoundStats) -> None:
         """The round is over: those whom it served have had their turn. Before they are answered, so that the last round counts, too."""
@@ -133,6 +137,7 @@ class Turns:
             if state.num_verifications > before.num_verifications:
                 self._saw_round(state, before, round_ended_ns - self._round_began_ns, stats)
             self._queue.update(state, round_ended_ns)
+            state.queue = self._queue.queue_of(state)
 
     def _saw_round(self, state: RequestState, before: _Before, round_ns: int, stats: RoundStats) -> None:
         """Whatever is not drafting counts as verification, others' prompts too: the two are what the round took for this request."""
@@ -181,9 +186,13 @@ class Turns:
         """Gauges, and counters since the start."""
         return SchedulingFigures(
             num_preempted=len(self._holders) - len(self._running),
-            num_preemptions=self._num_preemptions,
-            num_evictions=self._num_evictions,
+            num_preemptions=self._preemptions.total(),
+            num_evictions=self._evictions.total(),
             queue_lengths=self._queue.queue_lengths(),
+            running_by_queue=Counter(state.queue for state in self._running.values()),
+            preempted_by_queue=Counter(state.queue for state in self._holders.values() if not state.is_running),
+            preemptions_by_queue=dict(self._preemptions),
+            evictions_by_queue=dict(self._evictions),
             length_error=self._estimator.length_error().as_dict(),
             estimation_error=self._estimator.error().as_dict(),
         )

@@ -131,6 +131,10 @@ class ReadyQueue(Generic[S]):
 
         return sorted(holders, key=worth)
 
+    def queue_of(self, request: S) -> int:
+        """The number of the policy's queue it was put in when it was last ranked. KeyError when it is not in."""
+        return self._entries[request.request_uid].queue
+
     def queue_lengths(self) -> dict[int, int]:
         """Live requests by the number of the policy's queue; queues without any are left out."""
         return dict(self._queue_lengths)
