@@ -195,6 +195,15 @@ def test_the_simulator_finds_the_latencies_of_a_queue(predict: Any) -> None:  # 
     assert latencies_s == pytest.approx([one.latency_s for one in answers], abs=1e-6)
 
 
+def test_departures_heard_of_together_still_leave_rounds_that_take_time() -> None:
+    measured = alone(8)
+    first, *others = measured.capacity.served
+    together = [replace(one, event_s=(0.001, 0.002)) for one in others]
+    bunched = replace(measured, capacity=replace(measured.capacity, served=(first, *together)))
+    latencies_s = forecast_s(bunched, block("laps-sd", *together), replace(SERVER, slots=1))
+    assert min(latencies_s) >= 0.001
+
+
 @contextmanager
 def bench(fake: FakeScheduleServer, settings: ScheduleSettings = SETTINGS) -> Iterator[ScheduleBench]:
     with serving(FakeTriton(fake.script)) as url, Client(url) as client:

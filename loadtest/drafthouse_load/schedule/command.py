@@ -13,7 +13,7 @@ from drafthouse_load import machine
 from drafthouse_load.ablate.options import load_ablate_prompts
 from drafthouse_load.replay.models import read_parameters
 from drafthouse_load.report import require_plotting, write_json
-from drafthouse_load.schedule.measure import ScheduleBench
+from drafthouse_load.schedule.measure import Measured, ScheduleBench
 from drafthouse_load.schedule.options import read_settings
 from drafthouse_load.schedule.predict import SimulatedServer
 from drafthouse_load.schedule.report import LEGEND, schedule_report, schedule_table, write_schedule_plot
@@ -34,10 +34,13 @@ def run_schedule(args: argparse.Namespace, console: Console) -> int:
     with running(args, console) as triton, Client(triton.grpc_address) as client:
         head = machine.describe(client.server_version())
         server = ScheduleServer(triton, client, triton.grpc_address, max(settings.requests, settings.warmup), settings.mode)
-        bench = ScheduleBench(server, settings, prompts)
-        with _progress(console, bench.num_answers) as bench.advance:
-            measured = [bench.run(max_batch) for max_batch in settings.max_batch]
         simulated = SimulatedServer(server.num_slots, limit_ms, predictor, settings.max_tokens)
+        bench, measured = ScheduleBench(server, settings, prompts), list[Measured]()
+        with _progress(console, bench.num_answers) as bench.advance:
+            for max_batch in settings.max_batch:
+                measured.append(bench.run(max_batch))
+                # Hours of measuring are not to be lost to whatever comes after them.
+                write_json(head | schedule_report(settings, prompts, measured, simulated, predict=False), args.json)
     report = head | schedule_report(settings, prompts, measured, simulated)
     write_json(report, args.json)
     for max_batch, load in dict.fromkeys((block.max_batch, block.load) for own in measured for block in own.blocks):

@@ -13,6 +13,9 @@ from drafthouse_load.simulate.predict import MeasuredRequest, predict_latency
 
 _NS_PER_S = 1e9
 _NS_PER_MS = 1e6
+# Departures that the client hears of together say nothing of what lay between them, and a prefill may have been shorter than the mean one.
+_SHORTEST_NS = 1e6
+_LARGEST_PREFILL = 0.5  # of a service with rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +108,9 @@ def _request(one: ServedRequest, due_s: float, costs: MeasuredCosts, service_s: 
     rounds, prefill_ns = one.tokens_per_round, round(costs.prefill_call_ns)
     own_ns = None
     if service_s is not None:
-        prefill_ns = min(prefill_ns, round(service_s * _NS_PER_S))
-        own_ns = [round((service_s * _NS_PER_S - prefill_ns) / len(rounds))] * len(rounds) if rounds else []
+        service_ns = max(service_s * _NS_PER_S, _SHORTEST_NS)
+        prefill_ns = min(prefill_ns, round(service_ns * (_LARGEST_PREFILL if rounds else 1.0)))
+        own_ns = [round((service_ns - prefill_ns) / len(rounds))] * len(rounds) if rounds else []
     return MeasuredRequest(
         arrival_ns=round(due_s * _NS_PER_S),
         prompt_len=one.completion.num_input_tokens or 1,

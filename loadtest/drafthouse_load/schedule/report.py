@@ -29,6 +29,8 @@ from drafthouse_load.schedule.requests import ServedRequest
 SCHEMA = "drafthouse-bench-schedule/1"
 _COLUMNS = ("mean", "÷ fcfs", "p99", "TTFT", "span", "put off", "simulated")
 
+_NO_PREDICTIONS: dict[str, object] = {"simulated": None, "forecast": None}
+
 LEGEND = (
     "Seconds from arrival to the last token. ÷ fcfs: mean over fcfs's on the same arrivals, 95 % interval. span: makespan ÷ fcfs's.\n"
     "put off: times a running request was preempted / lost its cache. simulated: the mean that the simulator gives for these rounds."
@@ -36,9 +38,14 @@ LEGEND = (
 
 
 def schedule_report(
-    settings: ScheduleSettings, prompts: Sequence[DomainPrompt], measured: Sequence[Measured], server: SimulatedServer
+    settings: ScheduleSettings,
+    prompts: Sequence[DomainPrompt],
+    measured: Sequence[Measured],
+    server: SimulatedServer,
+    *,
+    predict: bool = True,
 ) -> dict[str, object]:
-    """Everything but the machine; docs/load_tests.md defines the entries."""
+    """Everything but the machine; docs/load_tests.md defines the entries. Without ``predict`` nothing is simulated."""
     reference = measured[0].capacity.served
     blocks = [block for own in measured for block in own.blocks]
     samples = samples_of(blocks)
@@ -50,7 +57,7 @@ def schedule_report(
         "settings": _settings(settings, prompts, server),
         "lengths": length_figures(reference),
         "capacity": [capacity_figures(own.capacity) for own in measured],
-        "policies": [row(sample) | _predictions(sample, measured, server) for sample in samples],
+        "policies": [row(sample) | (_predictions(sample, measured, server) if predict else _NO_PREDICTIONS) for sample in samples],
         "ratios": [ratio(sample, found[BASELINE, *sample.key[1:]]) for sample in samples if sample.key[0] != BASELINE],
         "texts": {"identical": not any(differing.values()), "differing": differing},
         "requests": [_request(one, services) for services in (_services(measured),) for one in reference],
@@ -83,7 +90,7 @@ def _predictions(sample: PolicySample, measured: Sequence[Measured], server: Sim
     """Null where it was not measured what rounds take."""
     own = next(one for one in measured if one.capacity.max_batch == sample.key[1])
     if own.capacity.max_batch > 1 and not own.costs:
-        return {"simulated": None, "forecast": None}
+        return _NO_PREDICTIONS
     ways = {"simulated": replayed_s, "forecast": forecast_s}
     return {
         name: predicted(sample, 1e3 * np.concatenate([latencies_s(own, block, server) for block in sample.blocks]))
