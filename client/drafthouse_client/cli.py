@@ -28,6 +28,7 @@ class SubCommand:
 COMMANDS = (
     SubCommand("serve", "start Triton with a model repository and keep it up", "drafthouse.launcher.serve"),
     SubCommand("build", "turn Hugging Face checkpoints into engines and a model repository", "drafthouse_build.cli"),
+    SubCommand("size", "compute the GPU memory that engines and their caches take", "drafthouse_build.tensorrt_size"),
     SubCommand("train-demo", "train the demo's target and drafters from corpora in a folder", "drafthouse_build.demo.train"),
     SubCommand("gateway", "serve OpenAI's API in front of a running server", "drafthouse_client.gateway.command"),
     SubCommand("generate", "complete a prompt on a running server", "drafthouse_client.generate"),
