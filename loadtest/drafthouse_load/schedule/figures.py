@@ -12,7 +12,7 @@ from drafthouse_load.stats import Counters
 
 _MS = 1e3
 _RESAMPLES = 2000
-_RUN = 20  # neighbours that are resampled together: whoever waits, waits with them
+_RUN = 20  # neighbours that are resampled together: whoever waits, waits with them; a fifth of the requests where there are few
 _PERCENTILES = (2.5, 97.5)
 _DIGITS = 4
 
@@ -126,7 +126,7 @@ def ratio(ours: PolicySample, baseline: PolicySample) -> dict[str, object]:
 
 def picks(count: int) -> NDArray[np.int64]:
     """Which requests a resampling takes: runs of neighbours, the last followed by the first. [resamples, count]"""
-    length = min(_RUN, count)
+    length = max(1, min(_RUN, count // 5))
     num_runs = -(-count // length)
     starts = np.random.default_rng(0).integers(count, size=(_RESAMPLES, num_runs, 1))
     return ((starts + np.arange(length)) % count).reshape(_RESAMPLES, -1)[:, :count]
