@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from drafthouse.engine.tensorrt.profiles import cache_rows
-from drafthouse_build.checkpoint import complete_config
 from drafthouse_build.cli import EXIT_BAD_INPUT, parse_devices, parse_drafters
+from drafthouse_build.completion import complete_config
 from drafthouse_build.config import ModelConfig, parse_config
 from drafthouse_build.errors import BuildError
 from drafthouse_build.hub import checkpoint_folder
