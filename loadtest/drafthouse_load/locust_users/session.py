@@ -35,7 +35,7 @@ class LoadSession:
         options = replace(self.options.generate, seed=self._rng.getrandbits(64))
         if arrival is None or arrival.num_output_tokens is None:
             return options
-        count = min(arrival.num_output_tokens, options.max_tokens)
+        count = min(arrival.num_output_tokens, options.max_tokens or arrival.num_output_tokens)
         return replace(options, max_tokens=count, min_tokens=count)
 
     def next_arrival(self) -> tuple[Arrival, float] | None:
