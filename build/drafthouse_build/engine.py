@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from drafthouse_build.expand import expand_to, plan_expansion
 from drafthouse_build.manifest import stored_build_key, write_manifest
 from drafthouse_build.model_file import Precision, Progress, write_model
 from drafthouse_build.shapes import check_shapes, num_parameters
-from drafthouse_build.tokenizer import TOKENIZER_FILES, highest_token_id, tokenizer_file
+from drafthouse_build.tokenizer import TOKENIZER_FILES, highest_token_id, tokenizer_file, tokenizer_files
 from drafthouse_build.vocabulary import Vocabulary
 
 MODEL_NAME = "model.onnx"
@@ -39,6 +38,7 @@ _DECIDING_MODULES = (
     "rope",
     "rope_config",
     "shapes",
+    "tokenizer",
     "vocabulary",
     "weight_store",
 )
@@ -100,9 +100,10 @@ def build_engine(
     (output / MANIFEST_NAME).unlink(missing_ok=True)
     draw = partial(export_decoder, config, weights, options.context_len, vocabulary)
     write_model(draw, output / MODEL_NAME, 4 * num_parameters(config), options.precision, progress)
-    copy_tokenizer(checkpoint, output)
     vocab_size = config.vocab_size if vocabulary is None else vocabulary.size
-    write_manifest(engine_manifest(checkpoint, config, options, domain, key, vocab_size), output)
+    for name, content in tokenizer_files(checkpoint, vocab_size).items():
+        (output / name).write_bytes(content)
+    write_manifest(_manifest(checkpoint, config, options, domain, key, vocab_size), output)
     return True
 
 
@@ -123,18 +124,9 @@ def build_key(checkpoint: Checkpoint, options: EngineOptions, domain: str, vocab
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def copy_tokenizer(checkpoint: Checkpoint, output: Path) -> None:
-    """Copies `tokenizer.json` and, where there are any, special tokens and chat template."""
-    output.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES:
-        if (checkpoint.folder / name).is_file():
-            shutil.copyfile(checkpoint.folder / name, output / name)
-
-
-def engine_manifest(
+def _manifest(
     checkpoint: Checkpoint, config: ModelConfig, options: EngineOptions, domain: str, key: str, vocab_size: int
 ) -> EngineManifest:
-    """What `engine.json` says of an engine."""
     return EngineManifest(
         num_layers=config.num_layers,
         num_kv_heads=config.num_kv_heads,

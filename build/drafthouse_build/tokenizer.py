@@ -59,13 +59,30 @@ def tokenizer_differences(target: Path, drafter: Path) -> list[str]:
 
 
 def highest_token_id(tokenizer: Path) -> int:
-    """The largest id that the tokenizer can produce."""
-    return max(token_ids(tokenizer), default=-1)
+    """The largest id of the vocabulary itself; added tokens may lie beyond it."""
+    return max(_vocabulary(_parse(tokenizer, tokenizer.read_bytes())).values(), default=-1)
 
 
-def token_ids(tokenizer: Path) -> set[int]:
-    """Every id that the tokenizer can produce."""
-    return set(_meanings(_parse(tokenizer, tokenizer.read_bytes())))
+def tokenizer_files(checkpoint: Checkpoint, vocab_size: int) -> dict[str, bytes]:
+    """What to put beside a model of `vocab_size` ids, by name: `tokenizer.json`, and special tokens and chat template where there are any."""
+    files = {name: checkpoint.folder / name for name in TOKENIZER_FILES}
+    contents = {name: file.read_bytes() for name, file in files.items() if file.is_file()}
+    contents[TOKENIZER_NAME] = _without_strangers(tokenizer_file(checkpoint), vocab_size)
+    return contents
+
+
+def _without_strangers(tokenizer: Path, vocab_size: int) -> bytes:
+    """The file as it is, but without added tokens that the model has no embedding for.
+
+    Text-only models come with such tokens (Gemma 3's `<image_soft_token>`): what spells one is then text like any other.
+    """
+    raw = tokenizer.read_bytes()
+    content = _parse(tokenizer, raw)
+    added = content.get("added_tokens") or []
+    kept = [token for token in added if int(token["id"]) < vocab_size]
+    if len(kept) == len(added):
+        return raw
+    return json.dumps({**content, "added_tokens": kept}, ensure_ascii=False, indent=2).encode()
 
 
 def shared_token_ids(target: Path, drafter: Path) -> set[int]:

@@ -47,7 +47,7 @@ def test_a_repository_is_built_from_hub_ids_and_folders(hub_cache: Path, tmp_pat
 
 
 def test_what_the_hub_does_not_give_is_named(hub_cache: Path) -> None:
-    with pytest.raises(BuildError, match="^UNAVAILABLE field=checkpoint value=some-org/other allowed=an existing folder, or a hub id"):
+    with pytest.raises(BuildError, match=r"^UNAVAILABLE field=checkpoint value=some-org/other allowed=an existing folder, or a hub id"):
         checkpoint_folder("some-org/other")
 
 

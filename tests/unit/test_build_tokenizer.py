@@ -10,9 +10,17 @@ from typing import Any
 
 import pytest
 
+from drafthouse_build.checkpoint import load_checkpoint
+from drafthouse_build.engine import EngineOptions, check_model
 from drafthouse_build.errors import BuildError
-from drafthouse_build.tokenizer import check_same_tokenizer, highest_token_id, tokenizer_differences
-from fakes.tiny_llama import tiny_tokenizer
+from drafthouse_build.tokenizer import (
+    check_same_tokenizer,
+    highest_token_id,
+    shared_token_ids,
+    tokenizer_differences,
+    tokenizer_files,
+)
+from fakes.tiny_llama import tiny_tokenizer, write_checkpoint
 
 
 def write(folder: Path, name: str, content: dict[str, Any]) -> Path:
@@ -87,11 +95,30 @@ def test_other_kind_of_model_is_a_difference(tmp_path: Path) -> None:
     ]
 
 
-def test_highest_token_id_counts_added_tokens(tmp_path: Path) -> None:
+def with_added(*added: tuple[int, str]) -> dict[str, Any]:
     content = tiny_tokenizer()
-    assert highest_token_id(write(tmp_path, "a", content)) == 82
-    content["added_tokens"].append({**content["added_tokens"][0], "id": 90, "content": "<pad>"})
-    assert highest_token_id(write(tmp_path, "b", content)) == 90
+    content["added_tokens"] += [{**content["added_tokens"][0], "id": token_id, "content": text} for token_id, text in added]
+    return content
+
+
+def test_tokens_added_to_one_alone_are_no_difference_unless_they_take_an_id(tmp_path: Path) -> None:
+    target = write(tmp_path, "target", with_added((84, "<tool>"), (85, "<both>")))
+    drafter = write(tmp_path, "drafter", with_added((85, "<both>"), (90, "<own>")))
+    assert tokenizer_differences(target, drafter) == []
+    assert shared_token_ids(target, drafter) == {*range(83), 85}
+    other = write(tmp_path, "other", with_added((84, "<own>")))
+    assert [text.split(" target=")[0] for text in tokenizer_differences(target, other)] == ["added token '<tool>'", "added token '<own>'"]
+
+
+def test_tokens_that_a_model_has_no_embedding_for_stay_behind(tmp_path: Path) -> None:
+    """Gemma 3's text models come with an image token whose id is their vocabulary's size."""
+    file = write(tmp_path, "tokenizer", with_added((90, "<pad>"), (96, "<image>")))
+    assert highest_token_id(file) == 82
+    checkpoint = load_checkpoint(write_checkpoint(tmp_path / "model", tokenizer=with_added((90, "<pad>"), (96, "<image>"))))
+    check_model(checkpoint, EngineOptions(context_len=64, max_step_tokens=16))
+    kept = json.loads(tokenizer_files(checkpoint, 96)["tokenizer.json"])
+    assert kept == with_added((90, "<pad>"))
+    assert tokenizer_files(checkpoint, 97)["tokenizer.json"] == (tmp_path / "model" / "tokenizer.json").read_bytes()
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"model": 3}'])

@@ -98,7 +98,7 @@ def test_the_same_vocabulary_costs_no_operator(tmp_path: Path) -> None:
     ],
 )
 def test_an_id_of_two_meanings_is_refused(tmp_path: Path, added: tuple[int, str], named: str) -> None:
-    with pytest.raises(BuildError, match="^INVALID_ARG field=tokenizer of drafter small value=") as error:
+    with pytest.raises(BuildError, match=r"^INVALID_ARG field=tokenizer of drafter small value=") as error:
         build_drafter(tmp_path, tiny_config(), tokenizer(added), tokenizer((86, "<both>")))
     assert named in str(error.value)
     assert not (tmp_path / "out").exists()
