@@ -261,3 +261,9 @@ def test_rows_per_round_are_what_a_request_meets() -> None:
     assert estimator.rows_per_round == pytest.approx(3, abs=0.01)
     with pytest.raises(ValueError, match="a round of 0 rows"):
         estimator.saw_round(request, 4, 2, 1, 1, 0)
+
+
+def test_a_round_takes_time_even_if_the_clock_did_not_move() -> None:
+    estimator = _estimator()
+    estimator.saw_round(EstimatedRequest(1), 4, 2, 0, 0)
+    assert estimator.round_ns == 1

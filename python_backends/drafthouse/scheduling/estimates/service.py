@@ -222,7 +222,7 @@ class Estimator:
         self._verify_ns = fade * self._verify_ns + verify_ns
         self.num_drafted = drafted / rounds
         self.rows_per_round = sum_of_rows / rounds
-        self.round_ns = (self._draft_ns + self._verify_ns) / rounds  # n·T_SSM + T_LLM
+        self.round_ns = max((self._draft_ns + self._verify_ns) / rounds, 1.0)  # n·T_SSM + T_LLM; policies divide by it
 
     def _learn_acceptance(self, name: str, history: RequestAcceptance) -> None:
         overall = self._all
