@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import uvicorn
+from tritonclient.grpc import service_pb2 as pb
 
 from drafthouse_client.gateway.app import create_app
 from drafthouse_client.gateway.settings import GatewaySettings
+from fakes.triton_grpc import PERF, final, response
 
 TOKENIZER = Path(__file__).resolve().parents[2] / "build" / "demo_models" / "target"
 TIMEOUT_S = 60.0
@@ -71,7 +73,7 @@ def call(url: str, path: str, body: object = None, method: str | None = None, he
     try:
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         sent = {"content-type": "application/json", **(headers or {})} if data is not None else headers or {}
-        connection.request(method or ("GET" if data is None else "POST"), path, data, sent)
+        connection.request(method or ("GET" if data is None else "POST"), path, data, sent, encode_chunked="transfer-encoding" in sent)
         response = connection.getresponse()
         read = response.read()
         found = {name.lower(): value for name, value in response.getheaders()}
@@ -86,3 +88,27 @@ def metric(url: str, name: str) -> float:
         if line.startswith(f"{name} "):
             return float(line.split()[-1])
     return 0.0
+
+
+def logged_chunks() -> Sequence[pb.ModelStreamInferResponse]:
+    """A completion with the log probability of every token; the target's own first, then one of each drafter."""
+    return (
+        response(
+            text_output="é",
+            output_ids=(5, 6),
+            token_sources=(-1, 1),
+            num_output_tokens=2,
+            num_input_tokens=3,
+            output_log_probs=(-0.5, -1.0),
+        ),
+        response(
+            text_output="c",
+            output_ids=(7,),
+            token_sources=(0,),
+            num_output_tokens=1,
+            finish_reason="stop",
+            output_log_probs=(-2.0,),
+            **PERF,
+        ),
+        final(),
+    )

@@ -1,14 +1,14 @@
 """The answers: both dialects, streamed and whole, in the shapes that the OpenAPI description promises."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from drafthouse_client.gateway import answers
 from drafthouse_client.gateway.settings import GatewaySettings
-from fakes.gateway_server import TOKENIZER, call, gateway, metric
-from fakes.triton_grpc import PERF, FakeTriton, error, final, response, scripted, serving, two_chunks
+from fakes.gateway_server import TOKENIZER, call, gateway, logged_chunks, metric
+from fakes.triton_grpc import FakeTriton, error, final, response, scripted, serving, two_chunks
 
 COMPLETION: dict[str, Any] = {"model": "cosine", "prompt": "hello"}
 CHAT: dict[str, Any] = {"model": "cosine", "messages": [{"role": "user", "content": "hello"}]}
@@ -18,27 +18,22 @@ USAGE = {
     "total_tokens": 7,
     "completion_tokens_details": {"accepted_prediction_tokens": 2, "rejected_prediction_tokens": 2},
 }
-LOGGED = (
-    response(text_output="é", output_ids=(5, 6), token_sources=(-1, 1), num_output_tokens=2, num_input_tokens=3, output_log_probs=(-0.5, -1.0)),
-    response(text_output="c", output_ids=(7,), token_sources=(0,), num_output_tokens=1, finish_reason="stop", output_log_probs=(-2.0,), **PERF),
-    final(),
-)
 
-Serve = Callable[..., str]
+
+def settings(grpc_url: str) -> GatewaySettings:
+    return GatewaySettings(grpc_url=grpc_url, tokenizer_dir=TOKENIZER)
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with serving(FakeTriton(scripted(*two_chunks()))) as grpc_url:
-        with gateway(GatewaySettings(grpc_url=grpc_url, tokenizer_dir=TOKENIZER)) as found:
-            yield found
+    with serving(FakeTriton(scripted(*two_chunks()))) as grpc_url, gateway(settings(grpc_url)) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
 def logged_url() -> Iterator[str]:
-    with serving(FakeTriton(scripted(*LOGGED))) as grpc_url:
-        with gateway(GatewaySettings(grpc_url=grpc_url, tokenizer_dir=TOKENIZER)) as found:
-            yield found
+    with serving(FakeTriton(scripted(*logged_chunks()))) as grpc_url, gateway(settings(grpc_url)) as found:
+        yield found
 
 
 def test_a_whole_completion(url: str) -> None:

@@ -172,6 +172,7 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(DrafthouseError, partial(handle, errors.from_drafthouse))
     app.add_exception_handler(RequestValidationError, partial(handle, errors.from_validation))
     app.add_exception_handler(HTTPException, partial(handle, errors.from_http))
+    app.add_exception_handler(Exception, partial(handle, errors.from_bug))
 
 
 def _json(value: object, status: int = 200) -> Response:

@@ -2,7 +2,9 @@
 
 import difflib
 import json
+import logging
 import re
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +41,7 @@ class ApiError(HTTPException):
     """
 
     def __init__(self, status: int, kind: str, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(status, message)
+        super().__init__(status, message, _HEADERS.get(status))
         self.kind = kind
         self.message = message
         self.param = param
@@ -51,7 +53,7 @@ class ApiError(HTTPException):
 
     def response(self) -> Response:
         """The whole answer."""
-        return Response(to_json(self.body()), self.status_code, _HEADERS.get(self.status_code), JSON_TYPE)
+        return Response(to_json(self.body()), self.status_code, self.headers, JSON_TYPE)
 
 
 def to_json(value: object) -> bytes:
@@ -120,4 +122,14 @@ def from_http(error: HTTPException) -> ApiError:
         return error
     words: dict[int, tuple[str, Any]] = {404: ("a path of this API", "not_found"), 405: ("another method", "method_not_allowed")}
     allowed, code = words.get(error.status_code, (str(error.detail), None))
-    return ApiError(error.status_code, _INVALID, str(invalid("request", None, allowed)), None, code)
+    refusal = ApiError(error.status_code, _INVALID, str(invalid("request", None, allowed)), None, code)
+    refusal.headers = error.headers  # the methods that a path does have
+    return refusal
+
+
+def from_bug(error: Exception) -> ApiError:
+    """Our own mistake: the log has it, under the number that the client is told."""
+    incident = uuid.uuid4().hex[:12]
+    logging.getLogger(__name__).error("incident %s", incident, exc_info=error)
+    message = str(DrafthouseError(ErrorCode.INTERNAL, "request", f"incident {incident}"))
+    return ApiError(500, _SERVER, message, None, "internal")

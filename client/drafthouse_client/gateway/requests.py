@@ -14,6 +14,9 @@ TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 Text = Annotated[str, Field(min_length=1)]
 
+# In the description only: the refusal of another number says more than a validator would.
+_NO_ALTERNATIVES = Field(json_schema_extra={"enum": [0]}, description="0 is the chosen tokens' own; alternatives are not supported")
+
 # What is written as another type is a mistake of the client's; NaN and the infinities are no JSON.
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -35,7 +38,7 @@ class GenerationBody(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: Text | Annotated[list[Text], Field(max_length=32)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    seed: Annotated[int, Field(ge=-(10**20), le=10**20, description="Taken modulo 2^64")] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, description="0 is greedy; OpenAI's default of 1 where it is not given")] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
@@ -60,7 +63,7 @@ class CompletionBody(GenerationBody):
 
     prompt: Text | Annotated[list[Text], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)]
     max_tokens: Count | None = None
-    logprobs: Annotated[int, Field(ge=0, le=5, description="0: of the chosen tokens; alternatives are not supported")] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5), _NO_ALTERNATIVES] | None = None
     echo: bool | None = None
 
 
@@ -88,4 +91,4 @@ class ChatBody(GenerationBody):
     max_tokens: Count | None = None  # OpenAI's older name
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20, description="0; alternatives are not supported")] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20), _NO_ALTERNATIVES] | None = None
