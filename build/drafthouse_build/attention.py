@@ -5,9 +5,10 @@ from `attn_mask` and `position_ids`, once for all layers with the same window, s
 row for the position of what lies there. That is right for the committed tokens; a draft node lies at or behind its position, and is
 inside the window wherever its tree is no larger than W (`ModelConfig.check_context`). A window that S cannot outgrow is no window.
 
-**Soft caps.** Scores become c · tanh(score / c) before they are masked. The operator `Attention` has an attribute for it, but whether
-mask or cap came first was another thing in its definition before onnx 1.22 and in runtimes up to then, and TensorRT's importer does not
-take it (onnx-tensorrt, docs/operators.md, 10.15). So these layers are written out in products, `Tanh`, `Where` and `Softmax`.
+**Soft caps.** Scores become c · tanh(score / c) before they are masked. The operator `Attention` has an attribute for it. But its
+definition applied the mask first until 2026 (onnx issue 7865), and so did ONNX Runtime's CPU kernel, which gives masked keys a share; and
+TensorRT's importer does not take the attribute (onnx-tensorrt, docs/operators.md, 10.15). So these layers are written out in products,
+`Tanh`, `Where` and `Softmax`.
 """
 
 from __future__ import annotations

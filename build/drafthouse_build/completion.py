@@ -34,5 +34,5 @@ def complete_config(folder: Path, raw: Mapping[str, Any]) -> Mapping[str, Any]:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise BuildError("INVALID_ARG", "config.json", folder / "config.json", f"what transformers reads for it: {reason}") from error
-    # The class itself may be an older or newer one than the file was written for; the architecture is the file's.
-    return {**completed, "architectures": raw["architectures"]}
+    # What begins with an underscore is where the file was found, and other things that are no part of the model.
+    return {name: value for name, value in completed.items() if not name.startswith("_")} | {"architectures": raw["architectures"]}

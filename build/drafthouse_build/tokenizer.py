@@ -64,7 +64,7 @@ def highest_token_id(tokenizer: Path) -> int:
 
 
 def tokenizer_files(checkpoint: Checkpoint, vocab_size: int) -> dict[str, bytes]:
-    """What to put beside a model of `vocab_size` ids, by name: `tokenizer.json`, and special tokens and chat template where there are any."""
+    """What to put beside a model of `vocab_size` ids, by name: `tokenizer.json`; special tokens and chat template where there are any."""
     files = {name: checkpoint.folder / name for name in TOKENIZER_FILES}
     contents = {name: file.read_bytes() for name, file in files.items() if file.is_file()}
     contents[TOKENIZER_NAME] = _without_strangers(tokenizer_file(checkpoint), vocab_size)

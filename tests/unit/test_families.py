@@ -6,6 +6,7 @@ from its beginning; here caches grow, are taken back, and hold rejected branches
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from fakes.tiny_families import FAMILIES, VOCAB_SIZE, make_model, reference, sav
 CONTEXT_LEN = 128
 MAX_STEP_TOKENS = 16
 NUM_CANDIDATES = 64
+OPTIONS = EngineOptions(context_len=CONTEXT_LEN, max_step_tokens=MAX_STEP_TOKENS)
 # Logits of these models have a standard deviation of about 2; the largest difference seen is 6e-5.
 TOLERANCE = 2e-4
 #   0 ─ 1 ─ 3 ─ 6      2 is a sibling of 1, 4 and 5 are children of 2
@@ -46,6 +48,7 @@ ACCEPTED = [0, 2, 5]
 class Pair:
     """One checkpoint in `transformers` and in an engine folder."""
 
+    folder: Path
     model: Any
     graph: OnnxLlama
     engine: ModelEngine
@@ -59,10 +62,9 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(request.param)
     model = make_model(request.param)
     save_model(model, folder / "checkpoint")
-    options = EngineOptions(context_len=CONTEXT_LEN, max_step_tokens=MAX_STEP_TOKENS)
-    build_engine(load_checkpoint(folder / "checkpoint"), folder / "engine", options, request.param)
+    assert build_engine(load_checkpoint(folder / "checkpoint"), folder / "engine", OPTIONS, "tiny")
     engine = load_engine(folder / "engine", RunOptions(slots=4, calibration_ms=0))
-    return Pair(model, OnnxLlama(folder / "engine" / "model.onnx", rows=3), engine)
+    return Pair(folder, model, OnnxLlama(folder / "engine" / "model.onnx", rows=3), engine)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -83,13 +85,17 @@ def assert_close(found: FloatArray, expected: FloatArray) -> None:
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
 
 
-def test_graph_is_standard_onnx(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> None:
-    file = Path(pair.graph.session._model_path)
-    model = onnx.load(file)
+def test_graph_is_standard_onnx(pair: Pair) -> None:
+    model = onnx.load(pair.folder / "engine" / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 24)]
     assert {node.domain for node in model.graph.node} == {""}
     assert not any(attribute.name == "softcap" for node in model.graph.node for attribute in node.attribute)
+
+
+def test_a_second_build_finds_it_current(pair: Pair, tmp_path: Path) -> None:
+    moved = shutil.copytree(pair.folder / "checkpoint", tmp_path / "elsewhere")
+    assert not build_engine(load_checkpoint(moved), pair.folder / "engine", OPTIONS, "tiny")
 
 
 def test_prefill(pair: Pair) -> None:
