@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -100,10 +100,7 @@ def build_engine(
     (output / MANIFEST_NAME).unlink(missing_ok=True)
     draw = partial(export_decoder, config, weights, options.context_len, vocabulary)
     write_model(draw, output / MODEL_NAME, 4 * num_parameters(config), options.precision, progress)
-    vocab_size = config.vocab_size if vocabulary is None else vocabulary.size
-    for name, content in tokenizer_files(checkpoint, vocab_size).items():
-        (output / name).write_bytes(content)
-    write_manifest(_manifest(checkpoint, config, options, domain, key, vocab_size), output)
+    complete_engine(checkpoint, config, options, domain, key, vocabulary, output)
     return True
 
 
@@ -124,9 +121,28 @@ def build_key(checkpoint: Checkpoint, options: EngineOptions, domain: str, vocab
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _manifest(
+def complete_engine(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    options: EngineOptions,
+    domain: str,
+    key: str,
+    vocabulary: Vocabulary | None,
+    output: Path,
+    precision: str | None = None,
+) -> None:
+    """Writes what every engine has beside its graph or plan: the tokenizer's files, and last `engine.json`."""
+    vocab_size = config.vocab_size if vocabulary is None else vocabulary.size
+    for name, content in tokenizer_files(checkpoint, vocab_size).items():
+        (output / name).write_bytes(content)
+    manifest = engine_manifest(checkpoint, config, options, domain, key, vocab_size)
+    write_manifest(manifest if precision is None else replace(manifest, precision=precision), output)
+
+
+def engine_manifest(
     checkpoint: Checkpoint, config: ModelConfig, options: EngineOptions, domain: str, key: str, vocab_size: int
 ) -> EngineManifest:
+    """What `engine.json` says of an engine."""
     return EngineManifest(
         num_layers=config.num_layers,
         num_kv_heads=config.num_kv_heads,
