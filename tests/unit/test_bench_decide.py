@@ -10,7 +10,7 @@ from drafthouse_load.bench import main, parser
 from drafthouse_load.decide.command import read_settings
 from drafthouse_load.decide.measure import DecideSettings, measure
 
-FIGURES = {"mean_us", "p50_us", "p99_us", "max_us", "arrival_mean_us"}
+FIGURES = {"mean_us", "p50_us", "p99_us", "max_us", "wall_mean_us", "arrival_mean_us"}
 
 
 def test_every_policy_is_timed_at_every_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,6 +24,7 @@ def test_every_policy_is_timed_at_every_size(tmp_path: Path, capsys: pytest.Capt
     for row in report["decisions"]:
         assert row.keys() == FIGURES | {"policy", "queued"}
         assert 0 < row["p50_us"] <= row["p99_us"] <= row["max_us"]
+        assert row["wall_mean_us"] > 0
     assert report["settings"]["starvation_limit_ms"] > 0
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "laps-sd" in capsys.readouterr().out

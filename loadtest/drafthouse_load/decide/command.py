@@ -79,7 +79,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def _table(costs: Sequence[DecisionCost], settings: DecideSettings) -> Table:
-    title = f"mean time of a decision, batch {settings.batch}, {settings.decisions} decisions each"
+    title = f"mean processor time of a decision, batch {settings.batch}, {settings.decisions} decisions each"
     table = Table(title=title, caption="µs by requests in the queue", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("policy", no_wrap=True)
     for size in settings.sizes:
@@ -98,7 +98,7 @@ def write_decide_plot(costs: Sequence[DecisionCost], settings: DecideSettings, f
         (line,) = axes.plot(settings.sizes, [cost.mean_us for cost in own], marker="o", markersize=3, label=name)
         axes.plot(settings.sizes, [cost.p99_us for cost in own], linestyle=":", color=line.get_color())
     axes.axhline(1000.0, color="grey", linewidth=0.8)
-    axes.set(xscale="log", yscale="log", xlabel="requests in the queue", ylabel="µs per decision")
+    axes.set(xscale="log", yscale="log", xlabel="requests in the queue", ylabel="processor time per decision in µs")
     axes.set_title(f"select and update, batch {settings.batch}: mean, and 99th percentile (dotted)")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right center")
