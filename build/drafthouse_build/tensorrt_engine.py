@@ -21,15 +21,14 @@ from drafthouse.engine.tensorrt.plan import PLAN_MANIFEST_NAME, PLAN_NAME, PRECI
 from drafthouse.engine.tensorrt.profiles import EngineShape, cache_rows
 from drafthouse_build.checkpoint import Checkpoint, Weights, sha256_of_files
 from drafthouse_build.decoder import export_decoder
-from drafthouse_build.engine import EngineOptions, build_key, check_model
+from drafthouse_build.engine import EngineOptions, build_key, check_model, complete_engine, engine_manifest
 from drafthouse_build.errors import BuildError
 from drafthouse_build.expand import expand_to
-from drafthouse_build.manifest import engine_manifest, stored_build_key, write_manifest
+from drafthouse_build.manifest import stored_build_key
 from drafthouse_build.model_file import MAX_INLINE_BYTES, Progress, write_model
 from drafthouse_build.shapes import num_parameters
 from drafthouse_build.tensorrt_graph import check_profiles, tensorrt_graph
 from drafthouse_build.tensorrt_operators import problems
-from drafthouse_build.tokenizer import tokenizer_files
 from drafthouse_build.vocabulary import Vocabulary
 from drafthouse_build.weight_store import WeightStore
 
@@ -90,9 +89,7 @@ def build_plan_engine(
     if options.expand_to is not None:
         config, weights = expand_to(config, weights, options.expand_to)
     vocab_size = config.vocab_size if vocabulary is None else vocabulary.size
-    limits = options.context_len, options.max_step_tokens
-    manifest = engine_manifest(checkpoint, config, limits, plan.precision, domain, key, vocab_size)
-    shape = EngineShape.of(manifest, plan.slots)
+    shape = EngineShape.of(engine_manifest(checkpoint, config, options, domain, key, vocab_size), plan.slots)
     output.mkdir(parents=True, exist_ok=True)
     for stale in (MANIFEST_NAME, PLAN_MANIFEST_NAME, PLAN_NAME):
         (output / stale).unlink(missing_ok=True)
@@ -107,9 +104,7 @@ def build_plan_engine(
     finally:
         for left in (*output.glob(f"{_DRAWN_NAME}*"), *output.glob(f"{_GRAPH_NAME}*")):
             left.unlink()
-    for name, content in tokenizer_files(checkpoint, vocab_size).items():
-        (output / name).write_bytes(content)
-    write_manifest(manifest, output)
+    complete_engine(checkpoint, config, options, domain, key, vocabulary, output, plan.precision)
     return True
 
 
