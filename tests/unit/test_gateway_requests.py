@@ -89,6 +89,12 @@ def test_prompts_may_be_ids_and_several(served: Served) -> None:
     assert sorted(tuple(seen["input_ids"]) for seen in served.fake.seen) == [(1,), (2, 3)]
 
 
+def test_a_whole_number_may_be_written_with_a_point(served: Served) -> None:
+    sent = served.sent(COMPLETION | {"prompt": [3.0, 1.0], "max_tokens": 5.0, "temperature": 1.0})
+    assert (sent["input_ids"], sent["max_tokens"]) == ([3, 1], [5])
+    assert served.ask(COMPLETION | {"max_tokens": 5.5}).json["error"]["param"] == "max_tokens"
+
+
 def test_a_negative_seed_is_a_seed(served: Served) -> None:
     assert served.sent(COMPLETION | {"seed": -1})["seed"] == [2**64 - 1]
 

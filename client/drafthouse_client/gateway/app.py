@@ -115,7 +115,9 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 
 def _add_generation_routes(app: FastAPI, gateway: Gateway) -> None:
     def described(answer: type, chunk: type) -> dict[int | str, dict[str, Any]]:
-        stream = {"text/event-stream": {"schema": {"type": "string", "description": f"Events of {chunk.__name__}, the last is [DONE]"}}}
+        # What holds for every event: its data is a chunk, or [DONE], or after an error that error.
+        event = {"type": "object", "properties": {"data": {"type": "string", "description": f"{chunk.__name__} as JSON; [DONE] ends"}}}
+        stream = {"text/event-stream": {"schema": event}}
         return {200: {"model": answer, "content": stream, "description": "The answer, or with `stream` its events"}, **_REFUSALS}
 
     @app.post("/v1/completions", responses=described(answers.CompletionAnswer, answers.CompletionAnswer))

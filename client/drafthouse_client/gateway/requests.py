@@ -21,6 +21,13 @@ _NO_ALTERNATIVES = Field(json_schema_extra={"enum": [0]}, description="0 is the 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def _whole_numbers(value: object, depth: int = 2) -> object:
+    """JSON knows one kind of number: 5.0 is an integer, also in the lists of lists that prompts are."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return [_whole_numbers(item, depth - 1) for item in value] if isinstance(value, list) and depth else value
+
+
 class StreamOptions(BaseModel):
     """`include_usage`: a last chunk without choices carries the usage of the whole request."""
 
@@ -54,8 +61,10 @@ class GenerationBody(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_neutral(cls, body: Any) -> Any:  # noqa: ANN401 - any JSON value
-        return without_neutral(body) if isinstance(body, dict) else body
+    def _normalise(cls, body: Any) -> Any:  # noqa: ANN401 - any JSON value
+        if not isinstance(body, dict):
+            return body
+        return {name: _whole_numbers(value) for name, value in without_neutral(body).items()}
 
 
 class CompletionBody(GenerationBody):
