@@ -107,6 +107,44 @@ async def _nobody_answers(request: InferenceRequest) -> InferenceResponse:
 answer_bls: Callable[[InferenceRequest], Awaitable[InferenceResponse]] = _nobody_answers
 
 
+class Metric:
+    """Remembers its value; a histogram's is the list of what was observed."""
+
+    def __init__(self) -> None:
+        self._value = 0.0
+        self._observed: list[float] = []
+
+    def increment(self, value: float) -> None:
+        self._value += value
+
+    def set(self, value: float) -> None:
+        self._value = value
+
+    def observe(self, value: float) -> None:
+        self._observed.append(value)
+
+    def value(self) -> float:
+        return self._value
+
+
+class MetricFamily:
+    """Families of the test, by name: made twice they are the same one, as in the server."""
+
+    COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
+
+    def __init__(self, name: str, description: str, kind: str) -> None:
+        self._kind = kind
+        self._metrics: dict[tuple[tuple[str, str], ...], Metric] = registry.setdefault(name, {})
+
+    def Metric(self, labels: dict[str, str], buckets: list[float] | None = None) -> Metric:
+        assert (buckets is not None) == (self._kind == self.HISTOGRAM)
+        return self._metrics.setdefault(tuple(sorted(labels.items())), Metric())
+
+
+# The server's metrics: by family, then by labels.
+registry: dict[str, dict[tuple[tuple[str, str], ...], Metric]] = {}
+
+
 class Logger:
     @staticmethod
     def log_info(message: str) -> None: ...

@@ -41,6 +41,7 @@ class Statistics:
         counters["rounds"] += 1
         counters["verified_rows"] += stats.num_verified_rows
         counters["emitted_tokens"] += stats.num_verified_emitted
+        counters["drafts"] += stats.num_drafts
         counters["drafted"] += stats.num_drafted
         counters["accepted"] += stats.num_accepted
         counters["draft_session_ns"] += stats.draft_session_ns
@@ -51,6 +52,10 @@ class Statistics:
         counters["draft_wall_ns"] += stats.draft_wall_ns
         counters["verify_wall_ns"] += stats.verify_wall_ns
         counters["round_wall_ns"] += stats.wall_ns - stats.prefill_wall_ns
+
+    def counters(self) -> dict[str, int]:
+        """The sums since the start; on any thread."""
+        return {name: self._counters[name] for name in COUNTERS}
 
     async def report(self, snapshot: PipelineSnapshot) -> dict[str, object]:
         """Everything at this moment; an engine that does not answer says why under its name."""
@@ -64,7 +69,7 @@ class Statistics:
             "rehearsing": snapshot.is_rehearsing,
             "finished": snapshot.num_finished,
             "failed": dict(snapshot.num_failed),
-            "counters": {name: self._counters[name] for name in COUNTERS},
+            "counters": self.counters(),
             "speculation": dict(snapshot.speculation),
             "rounds_by_batch_size": {str(size): count for size, count in sorted(self._rounds_by_batch.items())},
             "engines": dict(zip(self._engines, await asyncio.gather(*map(_slots, self._engines.values())), strict=True)),
@@ -75,6 +80,7 @@ COUNTERS = (
     "rounds",
     "verified_rows",
     "emitted_tokens",
+    "drafts",
     "drafted",
     "accepted",
     "draft_session_ns",
