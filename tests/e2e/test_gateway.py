@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,6 @@ def triton(server: TritonServer) -> Iterator[Client]:
 def text(triton: Client) -> str:
     """What the server itself answers."""
     return triton.generate(PROMPT, GenerateOptions(max_tokens=12, temperature=0.0)).text
-
-
-def post(url: str, body: dict[str, Any]) -> Any:  # noqa: ANN401 - an answer
-    return call(url, "/v1/completions", body, headers={"authorization": f"Bearer {KEY}"})
 
 
 def test_openais_client_completes_and_streams(client: openai.OpenAI, text: str) -> None:
@@ -137,7 +133,7 @@ def test_openais_client_names_what_was_refused(client: openai.OpenAI) -> None:
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="wrong").models.list()
     with pytest.raises(openai.InternalServerError) as late:
-        client.completions.create(**LONG, extra_body={"deadline_ms": 1})
+        client.completions.create(**GREEDY | {"max_tokens": 400}, extra_body={"deadline_ms": 1, "min_tokens": 400})
     assert late.value.code == "deadline_exceeded"
 
 
@@ -226,3 +222,28 @@ def test_the_examples_run(server: TritonServer, url: str, name: str) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout
     assert done.stderr == ""
+
+
+def test_serve_starts_a_gateway_beside_its_server_and_ends_it_with_it(make_repository: Callable[..., Path]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    options = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--exit-timeout-s", "2", "--gateway-port", str(port)]
+    command = [sys.executable, "-m", "drafthouse_client.cli", "serve", "--model-repository", str(make_repository("echo")), *options]
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        try:
+            return call(url, "/health").status == 200
+        except ConnectionRefusedError:
+            return False
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as serve:
+        try:
+            assert eventually(answers, timeout_s=60)
+            assert call(url, "/ready").status == 503, "this server has no model that speaks text"
+        finally:
+            serve.terminate()
+        said = serve.communicate(timeout=30)[1]
+    assert serve.returncode == 0
+    assert f"OpenAI API: {url}/v1." in said
+    assert not answers()
