@@ -149,7 +149,10 @@ class ServedQueue:
 
 
 class Comparisons:
-    """Counts comparisons of keys: a key begins with a request's priority, so each comparison asks it first whether it is equal."""
+    """Counts comparisons of keys, and waits that were looked at.
+
+    A key begins with a request's priority, so each comparison asks it first whether it is equal.
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -174,6 +177,21 @@ class CountedPriority(int):
 
     def __hash__(self) -> int:
         return int.__hash__(self)
+
+
+class CountedTime(int):
+    """A time that tells of every time something is subtracted from it: the queue looks at a wait."""
+
+    comparisons: Comparisons
+
+    def __new__(cls, value: int, comparisons: Comparisons) -> CountedTime:
+        own = super().__new__(cls, value)
+        own.comparisons = comparisons
+        return own
+
+    def __sub__(self, other: int) -> int:
+        self.comparisons.count += 1
+        return int(self) - other
 
 
 class CountingPolicy:

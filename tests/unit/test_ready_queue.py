@@ -183,12 +183,21 @@ def test_the_cache_that_saves_least_for_longest_goes_first() -> None:
     near, far, large, lost = a_request(1, 1), a_request(2, 8), a_request(3, 9), a_request(4, 2)
     near.prompt_len = far.prompt_len = 100
     large.prompt_len = 10_000
-    lost.prompt_len, lost.num_uncached = 50, 52  # it has a slot, but nothing in it yet
+    lost.prompt_len, lost.num_uncached = 50_000, 50_002  # it has a slot, but nothing in it yet
     queue = a_queue(near, far, large, lost)
     assert [request.request_uid for request in queue.least_valuable([near, far, large, lost])] == [4, 2, 1, 3]
     far.num_output_tokens = 0  # now the first in the order
     queue.rerank(far)
     assert [request.request_uid for request in queue.least_valuable([far, near])] == [1, 2]
+
+
+def test_those_that_run_are_ahead_of_every_preempted_one() -> None:
+    running = [a_request(uid, 0) for uid in range(1, 5)]
+    small, large = a_request(5, 1), a_request(6, 2)
+    small.prompt_len, large.prompt_len = 30, 50
+    queue = a_queue(*running, small, large)
+    run(queue, 4)
+    assert [request.request_uid for request in queue.least_valuable([large, small])] == [5, 6], "31 for 4 ahead, 51 for 5"
 
 
 def test_queue_lengths_follow_the_requests() -> None:

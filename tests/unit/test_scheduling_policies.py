@@ -18,6 +18,7 @@ from fakes.served_queue import (
     TICK_NS,
     Comparisons,
     CountedPriority,
+    CountedTime,
     CountingPolicy,
     ServedQueue,
     ServedRequest,
@@ -102,7 +103,7 @@ def test_the_order_is_total(name: str) -> None:
 
 
 def _operations(name: str, count: int, capacity: int) -> tuple[float, float]:
-    """Comparisons of keys and ranks asked for, per decision: a select, and an update of each request that ran."""
+    """Comparisons of keys and looks at waits; ranks asked for. Per decision: a select, and an update of each request that ran."""
     requests, estimator = aged(count, seed=1, most_rounds=3)
     comparisons, policy = Comparisons(), CountingPolicy(create(name, estimator))
     queue: ReadyQueue[ServedRequest] = ReadyQueue(policy, 50 * TICK_NS)
@@ -113,7 +114,7 @@ def _operations(name: str, count: int, capacity: int) -> tuple[float, float]:
     running: list[ServedRequest] = []
     num_decisions = 100  # from the 50th on, everybody is overdue
     for decision in range(num_decisions):
-        chosen = queue.select(capacity, decision * TICK_NS)
+        chosen = queue.select(capacity, CountedTime(decision * TICK_NS, comparisons))
         for request in running:
             request.is_running = False
         running = chosen

@@ -119,6 +119,8 @@ def test_laps_sd_counts_a_shared_round_for_its_share_and_a_prefill_in_full() -> 
     estimates.rows_per_round = 4.0
     assert policy.rank(decoding)[1] == 7 * ROUND_NS / 4
     assert policy.rank(new)[1] == 5 * ROUND_NS + ROUND_NS / 4
+    decoding.num_verifications = 60
+    assert policy.queue_of(decoding) == 2, "15 rounds' worth: attained service is a share, too"
 
 
 def test_laps_sd_preempts_across_queues_and_within_one_by_the_hysteresis() -> None:
