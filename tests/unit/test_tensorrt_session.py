@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -173,6 +174,53 @@ def test_long_prompts_take_the_prefill_profile(onnx_dir: Path, tmp_path: Path) -
         for engine in engines
     ]
     assert answers[0] == answers[1]
+
+
+def test_padding_leaves_a_waiting_request_alone(onnx_dir: Path, plan_dir: Path) -> None:
+    """Three rows are padded to four: the fourth slot's request, which does not take part, goes on as if nothing had happened."""
+    session = open_session(plan_dir)
+    engines = engine_over(session, plan_dir), load_engine(onnx_dir, EngineOptions(slots=SLOTS, calibration_ms=0))
+    for engine in engines:
+        for uid in range(4):
+            tokens = fill(engine, uid, 24)
+    for length in range(24, 30):
+        rows = [step_row(uid, [*tokens[23:], *[7] * (length - 23)][-1:], prefix_len=length) for uid in range(3)]
+        assert len({tuple(int(answer.sampled[0]) for answer in step(engine, *rows)) for engine in engines}) == 1
+    assert session.graph_figures.replayed > 2
+    answers = [step(engine, step_row(3, [11, 12], prefix_len=24))[0] for engine in engines]
+    assert answers[0].sampled.tolist() == answers[1].sampled.tolist()
+    np.testing.assert_allclose(answers[0].logprobs, answers[1].logprobs, atol=1e-4)
+
+
+def test_what_pads_a_call_writes_to_scratch_and_sees_something(plan_dir: Path) -> None:
+    from drafthouse.engine.tensorrt.profiles import CallShape, EngineShape
+    from drafthouse.engine.tensorrt.staging import CallLayout, HostInputs
+    from fakes.host_device import HostDevice
+
+    shape = EngineShape.of(read_manifest(plan_dir), SLOTS)
+    inputs = HostInputs(shape, HostDevice())
+    layout = CallLayout(asked=CallShape(2, 3, 5), runs=CallShape(4, 4, 8), offset=1, window=48)
+    arrays = inputs.arrays(layout)
+    for name, value in (("input_ids", 9), ("position_ids", 5), ("write_indices", 20), ("unpack_indices", 1)):
+        arrays[name][...] = value
+    arrays["pack_indices"][:] = [0, 1, 2, 3, 5]
+    inputs.mask(layout)[...] = np.arange(48) <= 20
+    inputs.send(layout)
+
+    def sent(name: str, count: int) -> list[int]:
+        values = (ctypes.c_int64 * count).from_address(inputs.addresses(layout)[name])
+        return list(values)
+
+    assert sent("write_indices", 4) == [shape.rows - 4, 20, 20, shape.rows - 4]
+    assert shape.rows - 4 >= CONTEXT_LEN
+    assert sent("pack_indices", 8) == [4, 5, 6, 8, 10, 0, 0, 0]  # row * 4 + place, one row further down
+    assert sent("input_ids", 8) == [9] * 5 + [0] * 3
+    assert sent("position_ids", 16) == [0] * 4 + [5, 5, 5, 0] * 2 + [0] * 4
+    address = inputs.addresses(layout)["attn_mask"]
+    mask = np.ctypeslib.as_array((ctypes.c_bool * (16 * shape.rows)).from_address(address)).reshape(4, 4, shape.rows)
+    assert mask.any(axis=2).all()
+    assert np.array_equal(mask[1:3, :3, :48], np.broadcast_to(np.arange(48) <= 20, (2, 3, 48)))
+    assert not mask[:, :, 48:].any()
 
 
 def test_graphs_are_capped_and_misses_counted(onnx_dir: Path, plan_dir: Path) -> None:

@@ -125,7 +125,7 @@ class EngineLimits:
 
 
 class Engine(Protocol):
-    """A model with its cache. Implementations: ONNX Runtime here, TensorRT later."""
+    """A model with its cache: `engine.ModelEngine`, over ONNX Runtime or TensorRT."""
 
     @property
     def limits(self) -> EngineLimits:
