@@ -13,6 +13,8 @@ from drafthouse_client import ServerSideError
 from drafthouse_load.ablate.options import add_ablate_options
 from drafthouse_load.decide.command import add_decide_options, run_decide
 from drafthouse_load.decode import add_decode_options, run_decode
+from drafthouse_load.gateway.command import add_gateway_options, run_gateway
+from drafthouse_load.metrics_cost import add_metrics_options, run_metrics
 from drafthouse_load.schedule.options import add_schedule_options
 from drafthouse_load.soak import add_soak_options, run_soak
 
@@ -33,6 +35,12 @@ def parser() -> argparse.ArgumentParser:
     decide = commands.add_parser("decide", help="what a scheduling decision costs, by policy and requests in the queue; no server")
     add_decide_options(decide)
     decide.set_defaults(run=run_decide)
+    gateway = commands.add_parser("gateway", help="latency that the OpenAI gateway adds to gRPC, and many streams through it at once")
+    add_gateway_options(gateway)
+    gateway.set_defaults(run=run_gateway)
+    metrics = commands.add_parser("metrics", help="what the metrics cost: mean rounds with and without them")
+    add_metrics_options(metrics)
+    metrics.set_defaults(run=run_metrics)
     soak = commands.add_parser("soak", help="many short requests with cancels: slots, memory, shared memory")
     add_soak_options(soak)
     soak.set_defaults(run=run_soak)

@@ -40,6 +40,12 @@ def require_free(host: str, port: int, port_option: str, host_option: str) -> No
         _bind(held, host, port, port_option, host_option)
 
 
+def free_port(host: str) -> int:
+    """A port that nobody listens on now. Errors as `reserve_ports`."""
+    with ExitStack() as held:
+        return _bind(held, host, 0, "port")
+
+
 def _bind(held: ExitStack, host: str, port: int, option: str, host_option: str = "--host") -> int:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = held.enter_context(socket.socket(family, socket.SOCK_STREAM))

@@ -1,0 +1,1 @@
+"""What the OpenAI gateway costs, and whether it loses anything."""
