@@ -6,10 +6,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from drafthouse.engine.manifest import read_manifest
 from drafthouse_build.checkpoint import load_checkpoint
 from drafthouse_build.engine import EngineOptions
 from drafthouse_build.tensorrt_engine import PlanOptions, build_plan_engine
@@ -17,6 +19,7 @@ from fakes import fake_tensorrt
 from fakes.engine_driver import CONTEXT_LEN, MAX_STEP_TOKENS
 
 CAPABILITY = (9, 0)
+SLOTS = 6
 # The modules that import TensorRT, and those that import them.
 _IMPORTERS = (
     *(f"drafthouse.engine.tensorrt.{name}" for name in ("runtime", "graphs", "session")),
@@ -46,7 +49,16 @@ def _forget_importers() -> None:
 
 def build_plan(checkpoint: Path, output: Path, engine: Mapping[str, int] | None = None, **options: object) -> Path:
     """The engine folder that `drafthouse build --backend tensorrt` would make of the checkpoint."""
-    plan = PlanOptions(**{"precision": "fp32", "slots": 6, **options})  # type: ignore[arg-type]
+    plan = PlanOptions(**{"precision": "fp32", "slots": SLOTS, **options})  # type: ignore[arg-type]
     shape = {"context_len": CONTEXT_LEN, "max_step_tokens": MAX_STEP_TOKENS, **(engine or {})}
     build_plan_engine(load_checkpoint(checkpoint), output, EngineOptions(**shape), plan, "tiny")
     return output
+
+
+def open_session(folder: Path, **options: object) -> Any:  # noqa: ANN401 - its module is imported over the fake, and forgotten with it
+    """The session over the plan in `folder`, on host memory, with six slots unless `options` say otherwise."""
+    from drafthouse.engine.tensorrt.session import TensorRtSession
+    from fakes.host_device import HostDevice
+
+    settings: dict[str, Any] = {"device": HostDevice(), "tensorrt_version": fake_tensorrt.__version__, "slots": SLOTS, **options}
+    return TensorRtSession(folder, read_manifest(folder), **settings)

@@ -110,7 +110,7 @@ print(json.dumps([name for name in json.loads(sys.argv[1]) if not has(name)]))
 def fake_names() -> Iterator[str]:
     """Everything public of the fake that stands for something of TensorRT's."""
     for name, value in vars(fake_tensorrt).items():
-        if name.startswith("_") or not inspect.isclass(value) or value.__module__ != fake_tensorrt.__name__:
+        if name.startswith("_") or not inspect.isclass(value) or not value.__module__.startswith(fake_tensorrt.__name__):
             continue
         yield name
         for member, inner in vars(value).items():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drafthouse.core.errors import ClientError, ServerError
 from drafthouse.core.sampling_params import SamplingParams
 from drafthouse.engine.contract import EngineError, RowStatus, StepCall
 from drafthouse.engine.engine import ModelEngine, load_engine
@@ -28,7 +25,7 @@ torch = pytest.importorskip("torch")
 from fakes import fake_tensorrt, tensorrt_builds  # noqa: E402
 
 pytestmark = pytest.mark.torch
-SLOTS = 6
+SLOTS = tensorrt_builds.SLOTS
 NUM_TOKENS = 30
 PROMPTS = [[5, 9, 200, 31], list(range(40, 63)), [299], [7, 7, 7, 8, 9, 10, 11]]
 KINDS = [
@@ -53,14 +50,6 @@ def onnx_dir(tiny_engine_dir: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module")
 def plan_dir(onnx_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tensorrt_builds.build_plan(onnx_dir.parent / "checkpoint", tmp_path_factory.mktemp("plan"))
-
-
-def open_session(folder: Path, **options: object):  # type: ignore[no-untyped-def] # noqa: ANN201 - the module is imported with the fake
-    from drafthouse.engine.tensorrt.session import TensorRtSession
-    from fakes.host_device import HostDevice
-
-    settings = {"device": HostDevice(), "tensorrt_version": fake_tensorrt.__version__, "slots": SLOTS, **options}
-    return TensorRtSession(folder, read_manifest(folder), **settings)
 
 
 def engine_over(session: Session, folder: Path, slots: int = SLOTS) -> ModelEngine:
@@ -100,7 +89,7 @@ def drafter(truth: Sequence[int], prompt_len: int, seed: int) -> Drafter:
 def test_the_same_texts_as_on_the_cpu_with_trees_padding_and_graphs(onnx_dir: Path, plan_dir: Path) -> None:
     """Greedy and sampled requests of different lengths, drafted in trees, in company: token for token what ONNX Runtime gives."""
     truth = plain_texts(onnx_dir)
-    session = open_session(plan_dir)
+    session = tensorrt_builds.open_session(plan_dir)
     engine = engine_over(session, plan_dir)
     for attempt in range(2):  # the second time on captured graphs
         streams = [
@@ -122,7 +111,7 @@ def test_scores_and_candidates_are_the_cpus(onnx_dir: Path, plan_dir: Path) -> N
     ]
     rows[1] = step_row(1, PROMPTS[1][:MAX_STEP_TOKENS], sampling=KINDS[1])
     left = step(load_engine(onnx_dir, EngineOptions(slots=SLOTS, calibration_ms=0)), *rows, **call)
-    right = step(engine_over(open_session(plan_dir), plan_dir), *rows, **call)
+    right = step(engine_over(tensorrt_builds.open_session(plan_dir), plan_dir), *rows, **call)
     for cpu, device in zip(left, right, strict=True):
         assert np.array_equal(cpu.sampled, device.sampled)
         assert np.array_equal(cpu.candidate_ids, device.candidate_ids)
@@ -136,14 +125,14 @@ def test_self_extension_on_graphs(onnx_dir: Path, plan_dir: Path) -> None:
         rows = [step_row(uid, PROMPTS[0], sampling=kind) for uid, kind in enumerate(KINDS)]
         return [step(engine, *rows, num_steps=8)[place].sampled.tolist() for place in (0, 1, 2, 3)]
 
-    session = open_session(plan_dir)
+    session = tensorrt_builds.open_session(plan_dir)
     assert drafted(engine_over(session, plan_dir)) == drafted(load_engine(onnx_dir, EngineOptions(slots=SLOTS, calibration_ms=0)))
     assert session.graph_figures.replayed > 10
 
 
 def test_the_last_usable_position_beside_others(onnx_dir: Path, plan_dir: Path) -> None:
     """A row at the very end of its slot, padded to a graph's shape: what lies behind the context is scratch."""
-    session = open_session(plan_dir)
+    session = tensorrt_builds.open_session(plan_dir)
     engine, plain = engine_over(session, plan_dir), load_engine(onnx_dir, EngineOptions(slots=SLOTS, calibration_ms=0))
     last = CONTEXT_LEN - MAX_STEP_TOKENS - 1
     for uid in (1, 2, 3):
@@ -164,7 +153,7 @@ def test_long_prompts_take_the_prefill_profile(onnx_dir: Path, tmp_path: Path) -
     checkpoint, options = onnx_dir.parent / "checkpoint", {"context_len": 90, "max_step_tokens": 40}
     plan = tensorrt_builds.build_plan(checkpoint, tmp_path / "plan", engine=options)
     build_engine(load_checkpoint(checkpoint), tmp_path / "onnx", BuildOptions(**options), "tiny")
-    session = open_session(plan)
+    session = tensorrt_builds.open_session(plan)
     engines = [engine_over(session, plan), load_engine(tmp_path / "onnx", EngineOptions(slots=SLOTS, calibration_ms=0))]
     prompts = [[(7 * place + uid) % VOCAB_SIZE for place in range(length)] for uid, length in enumerate((40, 3, 23, 17))]
     answers = [[answer.sampled.tolist() for answer in step(engine, *map(step_row, range(4), prompts), num_steps=6)] for engine in engines]
@@ -178,7 +167,7 @@ def test_long_prompts_take_the_prefill_profile(onnx_dir: Path, tmp_path: Path) -
 
 def test_padding_leaves_a_waiting_request_alone(onnx_dir: Path, plan_dir: Path) -> None:
     """Three rows are padded to four: the fourth slot's request, which does not take part, goes on as if nothing had happened."""
-    session = open_session(plan_dir)
+    session = tensorrt_builds.open_session(plan_dir)
     engines = engine_over(session, plan_dir), load_engine(onnx_dir, EngineOptions(slots=SLOTS, calibration_ms=0))
     for engine in engines:
         for uid in range(4):
@@ -225,7 +214,7 @@ def test_what_pads_a_call_writes_to_scratch_and_sees_something(plan_dir: Path) -
 
 def test_graphs_are_capped_and_misses_counted(onnx_dir: Path, plan_dir: Path) -> None:
     truth = plain_texts(onnx_dir)
-    session = open_session(plan_dir, max_graphs=2)
+    session = tensorrt_builds.open_session(plan_dir, max_graphs=2)
     streams = [
         Stream(uid, prompt, kind, drafter(truth[uid], len(prompt), uid))
         for uid, (prompt, kind) in enumerate(zip(PROMPTS, KINDS, strict=True))
@@ -238,14 +227,14 @@ def test_graphs_are_capped_and_misses_counted(onnx_dir: Path, plan_dir: Path) ->
 def test_a_capture_that_fails_costs_speed_only(onnx_dir: Path, plan_dir: Path) -> None:
     from fakes.host_device import HostDevice
 
-    session = open_session(plan_dir, device=HostDevice(refuses_capture=True))
+    session = tensorrt_builds.open_session(plan_dir, device=HostDevice(refuses_capture=True))
     streams = [Stream(uid, prompt, kind) for uid, (prompt, kind) in enumerate(zip(PROMPTS, KINDS, strict=True))]
     assert generate(engine_over(session, plan_dir), streams, NUM_TOKENS) == plain_texts(onnx_dir)
     assert (session.graph_figures.captured, session.graph_figures.replayed) == (0, 0)
 
 
 def test_a_row_that_the_library_refuses_is_an_error_of_its_call(plan_dir: Path) -> None:
-    session = open_session(plan_dir)
+    session = tensorrt_builds.open_session(plan_dir)
     engine = engine_over(session, plan_dir)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fake_tensorrt.IExecutionContext, "execute_async_v3", lambda self, stream_handle: self._refuse("illegal access"))
@@ -289,95 +278,3 @@ def test_graphs_begin_at_slot_zero_unless_that_doubles_the_rows_twice() -> None:
     assert graph_key(CallShape(3, 5, 9), 1, decode).shape == CallShape(4, 8, 16)
     assert graph_key(CallShape(1, 1, 1), 6, decode).first_slot == 6
     assert graph_key(CallShape(2, 16, 32), 6, decode).shape == CallShape(2, 16, 32)
-
-
-def changed(folder: Path, target: Path, **entries: object) -> Path:
-    """A copy of the engine with other entries in `plan.json`."""
-    shutil.copytree(folder, target)
-    file = target / "plan.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **entries}))
-    return target
-
-
-REFUSALS = [
-    ({"compute_capability": "8.9"}, "the engine was built for sm_89, Host GPU is sm_90"),
-    ({"tensorrt_version": "10.16.0.72"}, "built with 10.16.0.72, running 10.15.1.29"),
-    ({"tensorrt_version": "10.16.0.72", "version_compatible": True}, "TensorRT 10.x from 10.16.0.72 on"),
-    ({"tensorrt_version": "9.3.0.1", "version_compatible": True}, "TensorRT 9.x"),
-    ({"slots": 2}, "6, the engine was built for 2"),
-    ({"cache_rows": 64}, "plan.json says 64, engine.json means 128"),
-    ({"precision": "fp64"}, "fp32, fp16, bf16"),
-    ({"precision": "fp16"}, "allowed=INPUT HALF"),
-    ({"plan_sha256": "0" * 64}, "copy the folder again"),
-    ({"plan_bytes": 7}, "bytes of 7"),
-    ({"slots": "6"}, "a value of type int"),
-    ({"surplus": 1}, "the entries plan_sha256"),
-]
-
-
-@pytest.mark.parametrize(("entries", "message"), REFUSALS)
-def test_a_plan_for_another_machine_or_engine_is_refused_with_the_fix(
-    plan_dir: Path, tmp_path: Path, entries: dict[str, object], message: str
-) -> None:
-    with pytest.raises(ClientError) as caught:
-        open_session(changed(plan_dir, tmp_path / "engine", **entries))
-    assert message in str(caught.value)
-    assert "drafthouse build --backend tensorrt" in str(caught.value)
-
-
-def test_a_version_compatible_plan_runs_under_a_later_version(onnx_dir: Path, tmp_path: Path) -> None:
-    folder = tensorrt_builds.build_plan(onnx_dir.parent / "checkpoint", tmp_path / "engine", version_compatible=True)
-    assert open_session(folder, tensorrt_version="10.99.0.1").pool_bytes > 0
-
-
-def test_a_truncated_or_foreign_plan_is_refused(plan_dir: Path, tmp_path: Path) -> None:
-    content = (plan_dir / "model.plan").read_bytes()
-    for number, broken in enumerate((content[:-100], b"x" * len(content))):
-        folder = shutil.copytree(plan_dir, tmp_path / str(number))
-        (folder / "model.plan").write_bytes(broken)
-        with pytest.raises(ClientError, match=r"model\.plan"):
-            open_session(folder)
-        from drafthouse.engine.tensorrt.plan import digest_of
-
-        entries = {"plan_sha256": digest_of(folder / "model.plan"), "plan_bytes": len(broken)}
-        with pytest.raises(ClientError, match="the engine data is corrupt"):
-            open_session(changed(folder, tmp_path / f"{number}.changed", **entries))
-
-
-def test_too_little_memory_is_said_before_serving(plan_dir: Path) -> None:
-    from fakes.host_device import HostDevice
-
-    with pytest.raises(ServerError, match="UNAVAILABLE field=gpu_memory_bytes"):
-        open_session(plan_dir, device=HostDevice(memory_bytes=100_000))
-
-
-def test_a_machine_without_the_library_or_a_gpu_says_so(plan_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ServerError, match="a GPU: PyTorch sees none"):
-        load_engine(plan_dir, EngineOptions(slots=SLOTS))
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(ServerError, match="UNAVAILABLE field=library"):
-        load_engine(plan_dir, EngineOptions(slots=SLOTS))
-
-
-def test_every_name_of_pytorch_that_the_code_uses_exists() -> None:
-    """The GPU half of PyTorch is in its CPU build too, as names and signatures."""
-    import ast
-    import functools
-    import inspect
-
-    import drafthouse.engine.tensorrt
-
-    names = set()
-    for file in Path(drafthouse.engine.tensorrt.__file__).parent.glob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            text = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
-            if text.startswith("torch.") and "(" not in text:
-                names.add(text)
-    assert {"torch.cuda.CUDAGraph", "torch.cuda.mem_get_info", "torch.cuda.OutOfMemoryError"} <= names
-    for name in names:
-        functools.reduce(getattr, name.split(".")[1:], torch)
-    assert {"stream", "capture_error_mode"} <= inspect.signature(torch.cuda.graph.__init__).parameters.keys()
-    assert callable(torch.cuda.CUDAGraph.replay)
