@@ -20,7 +20,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from drafthouse.triton.metrics_table import BY_NAME, Series
+from drafthouse.triton.metrics_table import BY_NAME, METRICS_SECONDS, Series
 from drafthouse.triton.metrics_tally import Collected, Observation
 
 logger = logging.getLogger(__name__)
@@ -123,9 +123,10 @@ class MetricsPublisher:
         if self._num_flushes % FLUSHES_PER_REWRITE == 0 and not self._is_retired:
             self._shown_gauges.clear()
         self._num_flushes += 1
-        for series, amount in self._grown(collected.sums):
+        sums = {**collected.sums, Series(METRICS_SECONDS): time.thread_time()}  # of this thread alone
+        for series, amount in self._grown(sums):
             self._registry.increment(series, amount)
-            self._shown_sums[series] = collected.sums[series]
+            self._shown_sums[series] = sums[series]
             time.sleep(BREATH_S)
         gauges = dict.fromkeys(self._shown_gauges, 0.0) if self._is_retired else collected.gauges
         for series, value in gauges.items():

@@ -11,6 +11,7 @@ Kind = Literal["counter", "gauge", "histogram"]
 NUM_QUEUES = 16  # label values of `queue`: "0", "1", …, and the last one for whatever lies beyond
 STAGE_SECONDS = "drafthouse_stage_seconds_total"
 SESSION_SECONDS = "drafthouse_session_seconds_total"
+METRICS_SECONDS = "drafthouse_metrics_seconds_total"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ METRICS = (
     MetricSpec("drafthouse_request_failure_total", "counter", "Requests answered with an error.", ("code",)),
     MetricSpec(STAGE_SECONDS, "counter", "Time of rounds by stage, on the clock of the loop.", ("stage",)),
     MetricSpec(SESSION_SECONDS, "counter", "Of that, inside engine sessions.", ("stage",)),
+    MetricSpec(METRICS_SECONDS, "counter", "Processor time of the thread that writes these metrics."),
     MetricSpec("drafthouse_round_seconds", "histogram", "Time of a round without prefill.", buckets=_ROUND_BUCKETS),
     MetricSpec("drafthouse_time_to_first_token_seconds", "histogram", "Arrival to first token.", buckets=_FIRST_TOKEN_BUCKETS),
     MetricSpec(
