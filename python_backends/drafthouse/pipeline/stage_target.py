@@ -154,10 +154,11 @@ class VerifyStage:
         stats.num_verified_emitted += num_emitted
         stats.num_drafted += len(tree)
         stats.num_accepted += num_accepted
-        if len(tree):
-            stats.num_drafts += 1
-            stats.verified_drafts.append(_verified_draft(state, tree, sources[:num_accepted]))
         if state.draft is not None:
+            if len(tree):
+                stats.num_drafts += 1
+                accepted = tuple(sources[:num_accepted])
+                stats.verified_drafts.append(VerifiedDraft(state.scores, state.draft.proposals, tree.source, accepted))
             nodes = state.chosen[list(path.accepted)].tolist()
             self._tell(state, state.draft, dict(zip((ROOT, *nodes), emitted, strict=True)))
             state.draft = continued(state.draft, emitted)
@@ -180,14 +181,6 @@ class VerifyStage:
 
 def _chosen_tree(state: RequestState) -> DraftTree:
     return _NO_TREE if state.draft is None else state.draft.tree.taking(state.chosen)
-
-
-def _verified_draft(state: RequestState, tree: DraftTree, accepted: list[int]) -> VerifiedDraft:
-    """Who drafted what of it; call it while the request still has the draft."""
-    num_drafters = len(state.drafter_names)
-    drafted = np.bincount(tree.source, minlength=num_drafters)
-    working = drafted > 0 if state.draft is None else (drafted > 0) | (state.draft.proposals >= 0).any(axis=1)
-    return VerifiedDraft(state.best_drafter, tuple(working.tolist()), tuple(drafted.tolist()), tuple(accepted))
 
 
 def _verify_row(state: RequestState, tree: DraftTree) -> StepRow:

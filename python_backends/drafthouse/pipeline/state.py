@@ -10,7 +10,7 @@ from drafthouse.core.errors import DrafthouseError
 from drafthouse.core.tree import DraftTree
 from drafthouse.pipeline.contract import FinishReason, GenerationRequest, PerfMetrics, ResponseSink
 from drafthouse.pipeline.detokenize import Detokenizer
-from drafthouse.pipeline.stats import RequestEnd
+from drafthouse.pipeline.stats import RequestEnd, best_of
 from drafthouse.routing.contract import new_route_state
 
 
@@ -139,9 +139,8 @@ class RequestState:
     @property
     def best_drafter(self) -> str:
         """The name of the drafter that suits it best; "" before the router's first answer."""
-        scored = np.where(np.isnan(self.scores), -1.0, self.scores)
-        best = int(scored.argmax()) if len(scored) else 0
-        return self.drafter_names[best] if len(scored) and scored[best] >= 0.0 else ""
+        best = best_of(self.scores)
+        return self.drafter_names[best] if best >= 0 else ""
 
     def note_cached(self, cached_len: int) -> int:
         """The target holds so many of the committed tokens now; returns how many of them it had held before and lost."""

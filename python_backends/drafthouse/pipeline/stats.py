@@ -5,15 +5,44 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class VerifiedDraft:
-    """What became of one request's draft in a round. D drafters, in the repository's order."""
+    """What became of one request's draft in a round. D drafters, in the repository's order.
 
-    domain: str  # the drafter that suited the request best; "" where nobody has routed it
-    working: tuple[bool, ...]  # [D], who proposed anything for it
-    drafted: tuple[int, ...]  # [D], verified tokens by the drafter that proposed each
-    accepted: tuple[int, ...]  # per accepted and emitted token, from the first position on: its drafter's index
+    It holds on to what the round has anyway, so that it costs the round nothing; whoever wants figures works them out later, elsewhere.
+    """
+
+    scores: NDArray[np.float32]  # [D], how good each drafter was held to be; NaN where nobody has routed it
+    proposals: NDArray[np.int32]  # [D, K], on the trunk; -1 = none
+    source: NDArray[np.int32]  # [n], per verified token: the drafter that proposed it
+    accepted: tuple[int, ...]  # per accepted and emitted token, from the first position on: its drafter
+
+    @property
+    def best_drafter(self) -> int:
+        """The drafter that suited the request best; -1 where nobody has routed it."""
+        return best_of(self.scores)
+
+    @property
+    def working(self) -> NDArray[np.bool_]:
+        """[D], who proposed anything for it."""
+        proposed: NDArray[np.bool_] = (self.proposals >= 0).any(axis=1)
+        return proposed | (self.drafted > 0)
+
+    @property
+    def drafted(self) -> NDArray[np.int64]:
+        """[D], verified tokens by the drafter that proposed each."""
+        return np.bincount(self.source, minlength=len(self.scores))
+
+
+def best_of(scores: NDArray[np.float32]) -> int:
+    """The index of the best score: [D] -> 0 ... D - 1, or -1 where all are NaN."""
+    scored = np.where(np.isnan(scores), np.float32(-1.0), scores)
+    best = int(scored.argmax()) if len(scored) else -1
+    return best if best >= 0 and scored[best] >= 0.0 else -1
 
 
 @dataclass(frozen=True, slots=True)

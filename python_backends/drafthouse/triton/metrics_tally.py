@@ -66,9 +66,10 @@ class Tally:
         return [Observation(Series("drafthouse_round_seconds"), (stats.wall_ns - stats.prefill_wall_ns) * _NS)]
 
     def _add_draft(self, draft: VerifiedDraft) -> None:
-        sums, domain = self._sums, draft.domain or NO_DOMAIN
+        sums, best = self._sums, draft.best_drafter
+        domain = self._names[best] if best >= 0 else NO_DOMAIN
         sums[Series(f"{_SPEC}_drafts_total", (domain,))] += 1
-        for name, is_working, num_drafted in zip(self._names, draft.working, draft.drafted, strict=True):
+        for name, is_working, num_drafted in zip(self._names, draft.working.tolist(), draft.drafted.tolist(), strict=True):
             if is_working:
                 sums[Series(f"{_SPEC}_drafts_by_drafter_total", (name, domain))] += 1
             if num_drafted:

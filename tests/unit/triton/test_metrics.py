@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from drafthouse.pipeline.stats import PipelineSnapshot, RequestEnd, RoundStats, SchedulingFigures, VerifiedDraft
@@ -18,7 +19,12 @@ from fakes import pb_utils
 
 MS = 1_000_000
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "metrics.md"
-DRAFT = VerifiedDraft("code", working=(True, True, False), drafted=(3, 1, 0), accepted=(0, 1, 0))
+DRAFT = VerifiedDraft(
+    scores=np.array([0.7, 0.6, np.nan], np.float32),
+    proposals=np.array([[5, 6], [5, -1], [-1, -1]], np.int32),
+    source=np.array([0, 1, 0, 0], np.int32),
+    accepted=(0, 1, 0),
+)
 ROUND = RoundStats(
     wall_ns=40 * MS,
     prefill_wall_ns=10 * MS,
@@ -98,6 +104,16 @@ def test_drafts_are_counted_by_drafter_domain_and_position() -> None:
     assert sums[Series(f"{spec}_drafts_by_drafter_total", ("math", "code"))] == 2
     assert sums[Series(f"{spec}_accepted_tokens_total", ("code", "code"))] == 4
     assert [sums[Series(f"{spec}_accepted_tokens_per_pos_total", (str(position),))] for position in range(3)] == [2, 2, 2]
+
+
+def test_a_draft_that_nobody_routed_belongs_to_no_field_and_a_drafter_of_which_nothing_was_taken_worked_all_the_same() -> None:
+    tally = Tally(("code", "math", "docs"))
+    draft = replace(DRAFT, scores=np.full(3, np.nan, np.float32), source=np.array([0], np.int32), accepted=())
+    tally.saw_round(replace(ROUND, verified_drafts=[draft]))
+    sums = tally.collect()[0]
+    assert sums[Series("drafthouse_spec_decode_num_drafts_total", ("unknown",))] == 1
+    assert sums[Series("drafthouse_spec_decode_num_drafts_by_drafter_total", ("math", "unknown"))] == 1
+    assert Series("drafthouse_spec_decode_num_draft_tokens_total", ("math", "unknown")) not in sums
 
 
 def test_rounds_are_counted_as_the_statistics_count_them() -> None:
