@@ -20,7 +20,7 @@ from drafthouse.triton.metrics_table import BY_NAME, METRICS, NUM_QUEUES
 from drafthouse_client import Client, GenerateOptions, ServerSideError
 from e2e.support import eventually
 
-PERIOD_S = 0.5  # of the metrics
+PERIOD_S = 1.0  # of the metrics
 PROMPTS = ("def add(a, b):", "ROMEO: But soft,", "Theorem 1. Let x be", "The function returns")
 _LINE = re.compile(r"^(drafthouse_\w+?)(_bucket|_sum|_count)?(?:\{(.*)\})? (\S+)$")
 Labels = frozenset[tuple[str, str]]
@@ -78,7 +78,7 @@ def settle(server: TritonServer, client: Client) -> Callable[[], None]:
 
     def is_still() -> bool:
         first = ahead()
-        time.sleep(3 * PERIOD_S)
+        time.sleep(2.5 * PERIOD_S)
         return is_idle() and ahead() == first
 
     assert eventually(is_still, 60.0), client.stats()

@@ -1,7 +1,7 @@
 """Shows the metrics at Triton's metrics port, from a thread of its own.
 
 Every call of Triton's metrics API is a round trip to the server process that keeps Python's lock (22 µs). So nothing of it happens in a
-round: twice a second the thread works out what has changed, and calls once per changed counter and gauge and once per observation.
+round: once a second the thread works out what has changed, and calls once per changed counter and gauge and once per observation.
 
 **Nothing is ever deleted.** The server's registry gives two models that make the same metric the same object, and deleting it in one takes
 it away from the other: after a load call that replaces a loaded `cosine`, whose old process ends after the new one has begun, the
@@ -24,9 +24,11 @@ from drafthouse.triton.metrics_table import BY_NAME, METRICS_SECONDS, Series
 from drafthouse.triton.metrics_tally import Collected, Observation
 
 logger = logging.getLogger(__name__)
-PERIOD_S = 0.5
+PERIOD_S = 1.0
 BREATH_S = 50e-6  # after every call: whoever wants Python's lock gets it
-FLUSHES_PER_REWRITE = 4  # of all gauges: the process that this one has replaced may have set them to 0 after this one wrote them
+FLUSHES_PER_REWRITE = (
+    4  # of the gauges that are not 0: the process that this one has replaced may have set them to 0 after this one wrote them
+)
 CLOSE_TIMEOUT_S = 5.0
 _immortal: list[object] = []  # see above: a metric is deleted with its last reference
 
@@ -121,7 +123,7 @@ class MetricsPublisher:
         collected = self._collect()
         self._pending.extend(collected.observations)
         if self._num_flushes % FLUSHES_PER_REWRITE == 0 and not self._is_retired:
-            self._shown_gauges.clear()
+            self._shown_gauges = {series: value for series, value in self._shown_gauges.items() if value == 0.0}
         self._num_flushes += 1
         sums = {**collected.sums, Series(METRICS_SECONDS): time.thread_time()}  # of this thread alone
         for series, amount in self._grown(sums):

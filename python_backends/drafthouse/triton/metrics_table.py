@@ -5,7 +5,7 @@ with `drafthouse_` for `vllm:`, because a name with a colon is kept for recordin
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Kind = Literal["counter", "gauge", "histogram"]
 NUM_QUEUES = 16  # label values of `queue`: "0", "1", …, and the last one for whatever lies beyond
@@ -25,8 +25,7 @@ class MetricSpec:
     buckets: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
+class Series(NamedTuple):
     """One line of the exposition: a family and the values of its labels, in the family's order."""
 
     name: str
