@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -29,6 +30,8 @@ GREEDY: dict[str, Any] = {"model": "cosine", "prompt": PROMPT, "max_tokens": 12,
 MESSAGES = [{"role": "user", "content": PROMPT}]
 LONG = GREEDY | {"max_tokens": 400, "min_tokens": 400}
 NUM_STREAMS = 64
+AIPERF, AIPERF_VARIABLE = "aiperf==0.13.0", "DRAFTHOUSE_TEST_AIPERF"
+"""What is installed where the variable does not name a program."""
 
 schema = schemathesis.openapi.from_dict(create_app(GatewaySettings()).openapi())
 
@@ -222,6 +225,32 @@ def test_the_examples_run(server: TritonServer, url: str, name: str) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout
     assert done.stderr == ""
+
+
+@pytest.fixture
+def aiperf(tmp_path: Path) -> str:
+    """NVIDIA's load generator. It needs a numpy that this environment must not have, so it gets one of its own."""
+    named = os.environ.get(AIPERF_VARIABLE)
+    if named is not None:
+        return named
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "aiperf"], check=True)
+    subprocess.run([tmp_path / "aiperf" / "bin" / "python", "-m", "pip", "install", "--quiet", AIPERF], check=True)
+    return str(tmp_path / "aiperf" / "bin" / "aiperf")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("endpoint", ["chat", "completions"])
+def test_aiperf_measures_it(url: str, repository_dir: Path, tmp_path: Path, aiperf: str, endpoint: str) -> None:
+    tokenizer = next(repository_dir.glob("cosine/*/tokenizer.json")).parent
+    load = ["--isl", "24", "--osl", "12", "--request-count", "6", "--concurrency", "3", "--extra-inputs", "ignore_eos:true"]
+    command = [aiperf, "profile", "--model", "cosine", "--url", url, "--api-key", KEY, "--endpoint-type", endpoint, "--streaming", *load]
+    output = ["--tokenizer", str(tokenizer), "--use-server-token-count", "--ui", "none", "--artifact-dir", str(tmp_path / "report")]
+    done = subprocess.run([*command, *output], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout
+    report = json.loads((tmp_path / "report" / "profile_export_aiperf.json").read_text())
+    assert (report["request_count"]["avg"], report["error_summary"]) == (6, [])
+    assert report["total_usage_completion_tokens"]["avg"] == 6 * 12
+    assert report["total_usage_accepted_prediction_tokens"]["avg"] + report["total_usage_rejected_prediction_tokens"]["avg"] > 0
 
 
 def test_serve_starts_a_gateway_beside_its_server_and_ends_it_with_it(make_repository: Callable[..., Path]) -> None:
