@@ -67,9 +67,11 @@ class AsyncClient:
 
     async def events(self, prompt: Prompt, options: GenerateOptions = _DEFAULT_OPTIONS) -> AsyncGenerator[Event, None]:
         """The completion token by token, as `drafthouse_client.client.Client.events`."""
-        maker = EventMaker(await self.drafters())
+        maker = EventMaker()
         async with aclosing(self.stream(prompt, options)) as chunks:
             async for chunk in chunks:
+                if maker.drafters is None:
+                    maker.drafters = await self.drafters()
                 yield maker.tokens(chunk)
         yield maker.finished()
 

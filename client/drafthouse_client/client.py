@@ -85,9 +85,12 @@ class Client:
 
         Closing the generator cancels the request, as with `stream`.
         """
-        maker = EventMaker(self.drafters())
+        maker = EventMaker()
         with closing(self.stream(prompt, options)) as chunks:
             for chunk in chunks:
+                if maker.drafters is None:
+                    # Not before: now the server is there, whatever it took.
+                    maker.drafters = self.drafters()
                 yield maker.tokens(chunk)
         yield maker.finished()
 

@@ -39,14 +39,14 @@ Event = Tokens | Finished
 
 
 class EventMaker:
-    """Makes the events of one request from its chunks.
+    """Makes the events of one request, which is sent now, from its chunks.
 
-    Args:
-        drafters: their names, in the order that `Chunk.token_sources` counts them.
+    Attributes:
+        drafters: their names, in the order that `Chunk.token_sources` counts them; to be set before the first chunk.
     """
 
-    def __init__(self, drafters: tuple[str, ...]) -> None:
-        self._drafters = drafters
+    def __init__(self) -> None:
+        self.drafters: tuple[str, ...] | None = None
         self._chunks: list[Chunk] = []
         self._started_s = time.perf_counter()
 
@@ -62,4 +62,4 @@ class EventMaker:
         return Finished(join_chunks(self._chunks, time.perf_counter() - self._started_s))
 
     def _name(self, source: int) -> str | None:
-        return self._drafters[source] if source >= 0 else None
+        return self.drafters[source] if self.drafters is not None and source >= 0 else None
