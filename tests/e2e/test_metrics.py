@@ -248,7 +248,7 @@ def test_a_stream_that_disappears_frees_its_slot(server: TritonServer, client: C
     name = "drafthouse_generation_tokens_total"
     # One token per round without drafts. What is beyond those read are the rounds in which the client's last words were on their way.
     num_rounds_late = after.total(name) - before.total(name) - num_read
-    assert num_rounds_late < num_asked / 4, "it ran on after its client had gone"
+    assert num_rounds_late < num_asked / 10, "it ran on after its client had gone"
     assert figures(after)["finished"] == figures(before)["finished"]
 
 
