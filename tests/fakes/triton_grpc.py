@@ -120,9 +120,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 @contextmanager
-def serving(fake: FakeTriton) -> Iterator[str]:
-    """Serves on a free loopback port; yields its address."""
-    server = grpc.server(ThreadPoolExecutor(max_workers=8))
+def serving(fake: FakeTriton, num_workers: int = 8) -> Iterator[str]:
+    """Serves ``num_workers`` calls at once on a free loopback port; yields its address."""
+    server = grpc.server(ThreadPoolExecutor(max_workers=num_workers))
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

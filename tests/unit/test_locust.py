@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import threading
 import time
 from collections.abc import Iterator
 from importlib import import_module
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2 as pb
 
 from drafthouse.core.errors import ClientError, ErrorCode
 from drafthouse_client import Client, GenerateOptions
@@ -28,6 +30,7 @@ from fakes.triton_grpc import FakeTriton, error, response, scripted, serving, tw
 
 EXPIRED = "DEADLINE_EXCEEDED field=deadline_ms value=3 of at most 9 tokens allowed=a later deadline"
 OPTIONS = GenerateOptions(max_tokens=9, temperature=0.0)
+CUT = "DEADLINE_EXCEEDED field=--stop-timeout (cut by the end of the test)"
 TRACE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2026-01-01 00:00:00.0000000,9,7\n2026-01-01 00:00:00.4000000,9,500\n"
 
 
@@ -291,6 +294,40 @@ def test_locust_in_an_open_loop_ends_with_its_trace(two_servers: tuple[str, ...]
     requests = [row for (kind, _), row in run.entries.items() if kind == "E2E"]
     assert sum(int(row["Request Count"]) for row in requests) == 2
     assert int(run.entries["TTFT", "gRPC"]["Request Count"]) == 2
+
+
+@pytest.mark.parametrize("loop", [(), ("--rate", "20")])
+@pytest.mark.parametrize(("answer_s", "failures"), [(1.5, set()), (30.0, {f"StreamFailed('{CUT}')"})])
+def test_what_is_under_way_at_the_end_is_waited_for_or_a_failure(
+    loop: tuple[str, ...], answer_s: float, failures: set[str], tmp_path: Path
+) -> None:
+    """Every request that a server got is in the statistics, though none has an answer when the time is up."""
+    over = threading.Event()
+    num_grpc_requests = 0
+
+    def answer(_: dict[str, Any]) -> SseAnswer:
+        over.wait(answer_s)
+        return SseAnswer([event(), last_event()])
+
+    def answer_grpc(_: dict[str, list[object]]) -> Iterator[pb.ModelStreamInferResponse]:
+        nonlocal num_grpc_requests
+        num_grpc_requests += 1
+        over.wait(answer_s)
+        yield from two_chunks()
+
+    limits = ("-u", "4", "-r", "4", "-t", "1s", "--slo-ttft-ms", "60000", *(("-s", "1") if failures else ()))
+    with serving_sse(answer) as (url, seen), serving(FakeTriton(answer_grpc), num_workers=64) as grpc_address:
+        run = run_locust(tmp_path, "--host", url, "--grpc-url", grpc_address, *loop, *limits)
+        over.set()
+    requests = {name: row for (kind, name), row in run.entries.items() if kind == "E2E"}
+    assert len(seen) > 0 < num_grpc_requests, run.output
+    assert sum(int(row["Request Count"]) for row in requests.values()) == len(seen) + num_grpc_requests, run.output
+    assert sum(int(row["Failure Count"]) for row in requests.values()) == bool(failures) * (len(seen) + num_grpc_requests)
+    assert {row["Error"] for row in run.failures} == failures
+    kept = run.entries["SLO met %", "SSE"], run.entries["SLO met %", "gRPC"]
+    assert [int(row["Request Count"]) for row in kept] == [len(seen), num_grpc_requests]
+    assert {float(row["Average Response Time"]) for row in kept} == {0.0 if failures else 100.0}
+    assert run.status == bool(failures)
 
 
 def test_locust_refuses_a_bad_option_in_one_line(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ from functools import partial
 from typing import ClassVar
 
 import gevent
+from gevent import GreenletExit
+from gevent.event import Event
 from gevent.pool import Group
 from locust import User, tag
 from locust.env import Environment
 from locust.exception import StopUser
-from locust.stats import CSV_STATS_INTERVAL_SEC
 
+from drafthouse.core.errors import ErrorCode
 from drafthouse_client import Client, GenerateOptions
 from drafthouse_load.arrivals import Arrival
 from drafthouse_load.locust_users.entries import REQUEST, log_failure, log_stream
@@ -22,7 +24,29 @@ from drafthouse_load.locust_users.options import DEFAULT_HOST
 from drafthouse_load.locust_users.session import LoadSession
 
 Task = Callable[["StreamUser"], None]
-_CSV_PATIENCE_S = 1.5 * CSV_STATS_INTERVAL_SEC  # what was answered last would not be in the files otherwise
+_AFTER_LOCUST_S = 1.0  # locust's own limit comes first: what it kills is booked undisturbed
+_CUT = StreamFailed(ErrorCode.DEADLINE_EXCEEDED, "--stop-timeout", "cut by the end of the test")
+
+
+class Ending:
+    """When the test's end was asked for: nothing is sent from then on."""
+
+    def __init__(self) -> None:
+        self._event = Event()
+        self._began_s = 0.0
+
+    def begin(self) -> None:
+        """The end is now."""
+        self._began_s = time.perf_counter()
+        self._event.set()
+
+    def comes_before(self, at_s: float) -> bool:
+        """Waits until ``at_s`` (`time.perf_counter`) or the end, whichever is first."""
+        return bool(self._event.wait(timeout=max(0.0, at_s - time.perf_counter())))
+
+    def remaining_s(self, limit_s: float) -> float:
+        """What is left of ``limit_s``, which began with the end; all of it before."""
+        return max(0.0, limit_s - (time.perf_counter() - self._began_s)) if self._event.is_set() else limit_s
 
 
 class StreamUser(User):
@@ -31,7 +55,8 @@ class StreamUser(User):
     abstract = True
     host = DEFAULT_HOST
     protocol: ClassVar[str]
-    session: ClassVar[LoadSession]  # set before any user starts
+    session: ClassVar[LoadSession]  # set before any user starts, the next anew for each test
+    ending: ClassVar[Ending] = Ending()
     stream: Callable[[str, GenerateOptions], Iterator[StreamEvent]]  # sends a request; set by a subclass when it starts
 
     def __init__(self, environment: Environment) -> None:
@@ -40,9 +65,14 @@ class StreamUser(User):
         self.session.num_dispatching += 1
 
     def on_stop(self) -> None:
-        """Give requests under way locust's `--stop-timeout` to end, then drop them."""
-        self._in_flight.join(timeout=self.environment.stop_timeout or 0)
-        self._in_flight.kill()
+        """Give requests under way locust's `--stop-timeout` to end; those that do not are cut, and counted as failures.
+
+        Dropped without a trace they would flatter a server just when it is overloaded: who is still waiting, has waited longest.
+        """
+        try:
+            self._in_flight.join(timeout=_AFTER_LOCUST_S + self.ending.remaining_s(self.environment.stop_timeout))
+        finally:
+            self._in_flight.kill()
 
     def complete(self, domain: str) -> None:
         """One task: in a closed loop a request from start to end, in an open one the next request, when it is due."""
@@ -54,7 +84,8 @@ class StreamUser(User):
             self._leave()
             return
         arrival, due_s = following
-        gevent.sleep(max(0.0, due_s - time.perf_counter()))
+        if self.ending.comes_before(due_s):
+            raise StopUser
         self._in_flight.spawn(self._request, domain, arrival, due_s)
 
     def _leave(self) -> None:
@@ -63,21 +94,26 @@ class StreamUser(User):
         self.session.num_dispatching -= 1
         runner = self.environment.runner
         if self.session.num_dispatching == 0 and runner is not None:
-            gevent.spawn_later(_CSV_PATIENCE_S, runner.quit if self.environment.web_ui is None else runner.stop)
+            gevent.spawn(runner.quit if self.environment.web_ui is None else runner.stop)
         raise StopUser
 
     def _request(self, domain: str, arrival: Arrival | None, due_s: float) -> None:
         options = self.session.generate_options(arrival)
         slo, stats = self.session.options.slo, self.environment.stats
-        failure: StreamFailed | None = None
-        num_text_bytes = 0
         try:
             record = observe(self.stream(self.session.prompt(domain).prompt, options), due_s, time.perf_counter, self.protocol)
-            num_text_bytes = record.num_text_bytes
-            log_stream(stats, self.protocol, domain, record, slo)
         except StreamFailed as error:
-            failure = error
             log_failure(stats, self.protocol, domain, slo)
+            self._book(domain, due_s, 0, error)
+        except GreenletExit:
+            log_failure(stats, self.protocol, domain, slo)
+            self._book(domain, due_s, 0, _CUT)
+            raise
+        else:
+            log_stream(stats, self.protocol, domain, record, slo)
+            self._book(domain, due_s, record.num_text_bytes, None)
+
+    def _book(self, domain: str, due_s: float, num_text_bytes: int, failure: StreamFailed | None) -> None:
         self.environment.events.request.fire(
             request_type=REQUEST,
             name=f"{self.protocol} {domain}",
@@ -112,8 +148,10 @@ class GrpcUser(StreamUser):
 
     def on_stop(self) -> None:
         """Drop what is left, then disconnect."""
-        super().on_stop()
-        self._client.close()
+        try:
+            super().on_stop()
+        finally:
+            self._client.close()
 
 
 USERS: tuple[type[StreamUser], ...] = (SseUser, GrpcUser)
