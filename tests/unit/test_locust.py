@@ -261,6 +261,29 @@ def test_a_session_hands_out_prompts_seeds_and_lengths(tmp_path: Path) -> None:
     assert len({one.seed for one in own}) == 3
 
 
+def test_what_a_session_draws_depends_on_its_seed_and_its_process_alone() -> None:
+    def drawn(session: LoadSession) -> list[tuple[str, int | None]]:
+        return [(session.prompt("mixed").prompt, session.generate_options(None).seed) for _ in range(9)]
+
+    first, again = (drawn(LoadSession(options("--arrival-seed", "5"))) for _ in range(2))
+    assert first == again
+    others = [drawn(LoadSession(options("--arrival-seed", "6"))), drawn(LoadSession(options("--arrival-seed", "5"), worker_index=1))]
+    assert all(one[1] not in {seed for _, seed in first} for other in others for one in other)
+
+
+def test_locust_sends_the_same_requests_in_every_run(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    rows = "".join(f"2026-01-01 00:00:00.{at:02d}00000,9,7\n" for at in range(0, 60, 5))
+    trace.write_text(f"TIMESTAMP,ContextTokens,GeneratedTokens\n{rows}", encoding="utf-8")
+    runs = []
+    for _ in range(2):
+        with serving_sse(lambda _: SseAnswer([event(), last_event()])) as (url, seen):
+            assert run_locust(tmp_path, "--host", url, "-u", "1", "--trace", str(trace), "--tags", "sse").status == 0
+        runs.append(sorted((body["text_input"], body["seed"]) for _, body in seen))
+    assert len(set(runs[0])) == 12
+    assert runs[0] == runs[1]
+
+
 @pytest.fixture
 def two_servers() -> Iterator[tuple[str, ...]]:
     """SSE that breaks off everything but math with an error under status 200, gRPC that always answers."""

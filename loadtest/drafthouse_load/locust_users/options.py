@@ -28,6 +28,7 @@ class LoadOptions:
     model: str
     grpc_url: str
     timeout_s: float
+    seed: int  # of everything that is drawn: arrivals, domains, prompts, seeds of the requests
     arrivals: Iterator[Arrival] | None  # open loop; None = closed loop: each user sends its next request after an answer
 
 
@@ -47,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rate", type=float, default=None, metavar="PER_S", help="open loop: requests per second, Poisson")
     group.add_argument("--trace", default="", metavar="FILE.csv", help="open loop: columns TIMESTAMP,ContextTokens,GeneratedTokens")
     group.add_argument("--trace-speed", type=float, default=1.0, metavar="X", help="play the trace X times as fast (default: %(default)s)")
-    group.add_argument("--arrival-seed", type=int, default=0, help="of Poisson arrivals (default: %(default)s)")
+    group.add_argument("--arrival-seed", type=int, default=0, help="of Poisson arrivals, prompts, sampling (default: %(default)s)")
 
 
 def read_options(args: argparse.Namespace, host: str) -> LoadOptions:
@@ -69,6 +70,7 @@ def read_options(args: argparse.Namespace, host: str) -> LoadOptions:
         model=args.model,
         grpc_url=args.grpc_url or f"{urlsplit(host).hostname or '127.0.0.1'}:{_GRPC_PORT}",
         timeout_s=args.timeout_s,
+        seed=args.arrival_seed,
         arrivals=_arrivals(args),
     )
 

@@ -14,10 +14,11 @@ from drafthouse_load.prompts import DomainPrompt
 class LoadSession:
     """Hands out prompts and arrivals."""
 
-    def __init__(self, options: LoadOptions) -> None:
+    def __init__(self, options: LoadOptions, worker_index: int = 0) -> None:
+        """``worker_index``: of this process; with several each draws other prompts and seeds."""
         self.options = options
         self.num_dispatching = 0  # users that may still send requests of the open loop
-        self._rng = random.Random()
+        self._rng = random.Random(f"{options.seed}/{worker_index}")
         self._began_s: float | None = None
 
     @property
@@ -25,6 +26,10 @@ class LoadSession:
         """Domains in order of appearance, with their number of prompts."""
         names = [prompt.domain for prompt in self.options.prompts]
         return [(name, names.count(name)) for name in dict.fromkeys(names)]
+
+    def seed_tasks(self) -> None:
+        """Which domain is next is locust's to draw, by the standard library's own generator: have it start the same in every run."""
+        random.seed(self._rng.getrandbits(64))
 
     def prompt(self, domain: str) -> DomainPrompt:
         """One of a domain's prompts, at random."""

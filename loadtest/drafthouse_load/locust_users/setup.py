@@ -46,6 +46,7 @@ def _prepare(environment: Environment, **_: object) -> None:
 
 def _begin(environment: Environment, **_: object) -> None:
     StreamUser.session = _session(environment)
+    StreamUser.session.seed_tasks()
     StreamUser.ending = Ending()
 
 
@@ -62,4 +63,5 @@ def _write(environment: Environment, **_: object) -> None:
 
 def _session(environment: Environment) -> LoadSession:
     assert environment.parsed_options is not None
-    return LoadSession(read_options(environment.parsed_options, environment.host or DEFAULT_HOST))
+    options = read_options(environment.parsed_options, environment.host or DEFAULT_HOST)
+    return LoadSession(options, getattr(environment.runner, "worker_index", 0))
