@@ -21,7 +21,7 @@ def test_policies_give_the_same_texts_on_the_same_arrivals(server: TritonServer,
             own = ScheduleServer(server, client, server.grpc_address, settings.requests)
             bench = ScheduleBench(own, settings, prompts)
             measured = [bench.run(max_batch) for max_batch in settings.max_batch]
-            simulated = SimulatedServer(own.num_slots, 30_000, "histogram", settings.max_tokens)
+            simulated = SimulatedServer(own.num_slots(), 30_000, "histogram", settings.max_tokens)
     finally:
         server.load_model("cosine")  # as config.pbtxt has it, for the tests that follow
     report = json.loads(json.dumps(schedule_report(settings, prompts, measured, simulated)))

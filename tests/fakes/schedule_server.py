@@ -12,7 +12,8 @@ from tritonclient.grpc import service_pb2 as pb
 from fakes.bench_server import FakeBenchServer
 from fakes.triton_grpc import PERF, final, response
 
-DEFAULTS = {"policy": "fcfs", "max_batch": "0", "max_queue_size": "64", "mode": "cosine"}
+DEFAULTS = {"policy": "fcfs", "max_batch": "0", "max_queue_size": "64", "slots": "0", "mode": "cosine"}
+TARGET_SLOTS = 8
 ROUND_S = 0.001
 ERROR = {"num_requests": 4, "mean_absolute": 1.0, "relative": 0.25, "mean_relative": 0.3, "bias": 0.0, "log_rms": 0.4}
 
@@ -48,13 +49,14 @@ class FakeScheduleServer:
 
     def stats(self) -> dict[str, Any]:
         """What `stats_request` answers."""
+        slots = min(int(self.parameters["slots"]) or TARGET_SLOTS, TARGET_SLOTS)
         return FakeBenchServer().stats() | {
             "mode": self.parameters["mode"],
             "policy": self.parameters["policy"],
             "counters": self.counters,
             "scheduling": {
-                "slots": 8,
-                "max_batch": int(self.parameters["max_batch"]),
+                "slots": slots,
+                "max_batch": min(int(self.parameters["max_batch"]) or slots, slots),
                 "preemptions": self.preemptions,
                 "evictions": 0,
                 "length_error": ERROR,

@@ -255,6 +255,18 @@ def test_the_mode_is_set_where_it_was_asked_for() -> None:
     assert fake.loads[0]["mode"] == "vanilla"
 
 
+def test_slots_are_set_where_they_were_asked_for() -> None:
+    fake = FakeScheduleServer()
+    with serving(FakeTriton(fake.script)) as url, Client(url) as client:
+        server = ScheduleServer(fake, client, url, SETTINGS.requests, slots=4)
+        assert server.num_slots() == 4
+        server.load("las", 4)
+        with pytest.raises(ClientError, match="INVALID_ARG field=--slots value=9 allowed=at most the target's 8"):
+            ScheduleServer(fake, client, url, SETTINGS.requests, slots=9).num_slots()
+    assert [load["slots"] for load in fake.loads] == ["4", "4", "9"]
+    assert fake.loads[1]["max_batch"] == "4", "as many as slots"
+
+
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
     with bench(FakeScheduleServer()) as runner:
@@ -269,6 +281,7 @@ def test_the_report_holds_what_the_issue_asks_for(report: dict[str, Any]) -> Non
         assert own["simulated"]["latency_mean"] > 0
         assert own["forecast"]["error"] == pytest.approx(own["forecast"]["latency_mean"] / own["latency_mean"] - 1, abs=1e-3)
     assert [(own["policy"], own["load"]) for own in report["ratios"]] == [("laps-sd", 0.9), ("laps-sd", 0.65)]
+    assert {own["slots"] for key in ("capacity", "policies", "ratios", "latencies") for own in report[key]} == {8}
     assert report["texts"] == {"identical": True, "differing": {"fcfs": [], "laps-sd": []}}
     assert report["lengths"]["requests"] == len(report["requests"]) == 8
     assert all(own["service_ms"] > 0 for own in report["requests"])
@@ -280,7 +293,7 @@ def test_the_report_for_people(report: dict[str, Any], tmp_path: Path) -> None:
     output = io.StringIO()
     Console(file=output, width=80).print(schedule_table(report, 1, 0.65))
     shown = output.getvalue()
-    assert "max_batch 1, load 0.65 of" in shown
+    assert "max_batch 1, slots 8, load 0.65 of" in shown
     assert "…" not in shown, "fits 80 columns"
     assert [line.split()[0] for line in shown.splitlines() if line.split()[:1] in (["fcfs"], ["laps-sd"])] == ["fcfs", "laps-sd"]
     pytest.importorskip("matplotlib")
@@ -297,15 +310,26 @@ def test_options() -> None:
     assert default == ScheduleSettings(("fcfs", *(name for name in POLICIES.names if name != "fcfs")))
     assert default.replay_policies == ("fcfs", "laps-sd")
     assert (default.order(0), default.order(1)) == (default.policies, default.policies[::-1])
-    own = read_settings(options("--policies", "las", "--max-batch", "4,1", "--no-replay", "--requests", "30", "--blocks", "3"))
-    assert (own.policies, own.max_batch, own.replay_load, own.blocks) == (("fcfs", "las"), (4, 1), None, 3)
+    own = read_settings(
+        options("--policies", "las", "--max-batch", "4,1", "--no-replay", "--requests", "30", "--blocks", "3", "--slots", "4")
+    )
+    assert (own.policies, own.max_batch, own.replay_load, own.blocks, own.slots) == (("fcfs", "las"), (4, 1), None, 3, 4)
+
+
+def test_a_round_has_at_most_as_many_requests_as_there_are_slots() -> None:
+    default = read_settings(options())
+    assert default.on(8).max_batch == (1, 4, 8), "the last is what is shipped"
+    assert default.on(4).max_batch == (1, 4)
+    with pytest.raises(ClientError, match="INVALID_ARG field=--max-batch value=4 allowed=at most the 2 slots"):
+        default.on(2)
 
 
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
         (("--policies", "best"), "--policies"),
-        (("--max-batch", "0"), "--max-batch"),
+        (("--max-batch", "-1"), "--max-batch"),
+        (("--slots", "-1"), "--slots"),
         (("--max-batch", "x"), "--max-batch"),
         (("--load", "0"), "--load"),
         (("--replay-load", "2"), "--replay-load"),

@@ -33,8 +33,10 @@ def run_schedule(args: argparse.Namespace, console: Console) -> int:
     limit_ms, predictor = scheduling_parameters(read_parameters(args.model_repository / "cosine" / "config.pbtxt"))
     with running(args, console) as triton, Client(triton.grpc_address) as client:
         head = machine.describe(client.server_version())
-        server = ScheduleServer(triton, client, triton.grpc_address, max(settings.requests, settings.warmup), settings.mode)
-        simulated = SimulatedServer(server.num_slots, limit_ms, predictor, settings.max_tokens)
+        server = ScheduleServer(triton, client, triton.grpc_address, max(settings.requests, settings.warmup), settings.mode, settings.slots)
+        num_slots = server.num_slots()
+        settings = settings.on(num_slots)
+        simulated = SimulatedServer(num_slots, limit_ms, predictor, settings.max_tokens)
         bench, measured = ScheduleBench(server, settings, prompts), list[Measured]()
         with _progress(console, bench.num_answers) as bench.advance:
             for max_batch in settings.max_batch:

@@ -1,7 +1,7 @@
 """The options of `drafthouse bench schedule`, and what they ask for."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from drafthouse.core.errors import invalid
@@ -18,7 +18,8 @@ class ScheduleSettings:
     """What one run compares."""
 
     policies: tuple[str, ...]
-    max_batch: tuple[int, ...] = (1, 4)
+    max_batch: tuple[int, ...] = (1, 4, 0)  # 0 = as many as slots, as shipped
+    slots: int = 0  # parameter of `cosine`: requests that keep their caches at a time; 0 = as configured
     load: float = 0.9  # of the capacity
     replay_load: float | None = 0.65  # measured and predicted for `replay_policies`; None = not at all
     requests: int = 200  # per policy and max_batch, over all blocks
@@ -28,6 +29,12 @@ class ScheduleSettings:
     temperature: float = 0.8  # greedy texts of small models repeat themselves instead of ending
     seed: int = 0
     mode: str = ""  # of `cosine`; "" = as the repository has it
+
+    def on(self, slots: int) -> "ScheduleSettings":
+        """The same on a server with so many slots. Raises ClientError for a round of more requests than that."""
+        if max(self.max_batch) > slots:
+            raise invalid("--max-batch", max(self.max_batch), f"at most the {slots} slots")
+        return replace(self, max_batch=tuple(dict.fromkeys(rows or slots for rows in self.max_batch)))
 
     @property
     def replay_policies(self) -> tuple[str, ...]:
@@ -47,7 +54,10 @@ def add_schedule_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policies", default="", metavar="NAME,NAME", help=f"beside {BASELINE}: of {', '.join(POLICIES.names)} (default: all)"
     )
-    parser.add_argument("--max-batch", default="1,4", metavar="N,N", help="requests in one round (default: %(default)s)")
+    parser.add_argument(
+        "--max-batch", default="1,4,0", metavar="N,N", help="requests in one round, 0 = as many as slots (default: %(default)s)"
+    )
+    parser.add_argument("--slots", type=int, default=default.slots, metavar="N", help="requests with caches (default: as configured)")
     parser.add_argument("--load", type=float, default=default.load, help="offered, of the measured capacity (default: %(default)s)")
     parser.add_argument("--replay-load", type=float, default=default.replay_load, help="for the simulator's test (default: %(default)s)")
     parser.add_argument("--no-replay", action="store_true", help="leave that test out")
@@ -66,7 +76,7 @@ def add_schedule_options(parser: argparse.ArgumentParser) -> None:
 
 def read_settings(args: argparse.Namespace) -> ScheduleSettings:
     """The settings that the options ask for. Raises ClientError naming a bad option."""
-    for name, least in (("requests", 2), ("blocks", 1), ("warmup", 0), ("max_tokens", 1), ("seed", 0)):
+    for name, least in (("requests", 2), ("blocks", 1), ("warmup", 0), ("slots", 0), ("max_tokens", 1), ("seed", 0)):
         if getattr(args, name) < least:
             raise invalid(f"--{name.replace('_', '-')}", getattr(args, name), f">= {least}")
     if args.requests % args.blocks or args.requests < 2 * args.blocks:
@@ -77,6 +87,7 @@ def read_settings(args: argparse.Namespace) -> ScheduleSettings:
     return ScheduleSettings(
         policies=_policies(args.policies),
         max_batch=_batches(args.max_batch),
+        slots=args.slots,
         load=args.load,
         replay_load=None if args.no_replay else args.replay_load,
         requests=args.requests,
@@ -103,6 +114,6 @@ def _batches(text: str) -> tuple[int, ...]:
         batches = tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         batches = ()
-    if not batches or min(batches) < 1:
-        raise invalid("--max-batch", text, "numbers from 1 on, separated by commas")
+    if not batches or min(batches) < 0:
+        raise invalid("--max-batch", text, "numbers from 0 on, separated by commas")
     return batches

@@ -33,7 +33,8 @@ _NO_PREDICTIONS: dict[str, object] = {"simulated": None, "forecast": None}
 
 LEGEND = (
     "Seconds from arrival to the last token. ÷ fcfs: mean over fcfs's on the same arrivals, 95 % interval. span: makespan ÷ fcfs's.\n"
-    "put off: times a running request was preempted / lost its cache. simulated: the mean that the simulator gives for these rounds."
+    "put off: times a running request was preempted / lost its cache because all slots were held.\n"
+    "simulated: the mean that the simulator gives for these rounds."
 )
 
 
@@ -51,17 +52,18 @@ def schedule_report(
     samples = samples_of(blocks)
     found = by_key(samples)
     differing = differing_texts(reference, blocks)
+    slots: dict[str, object] = {"slots": server.slots}
     return {
         "schema": SCHEMA,
         "unit": "ms",
         "settings": _settings(settings, prompts, server),
         "lengths": length_figures(reference),
-        "capacity": [capacity_figures(own.capacity) for own in measured],
-        "policies": [row(sample) | (_predictions(sample, measured, server) if predict else _NO_PREDICTIONS) for sample in samples],
-        "ratios": [ratio(sample, found[BASELINE, *sample.key[1:]]) for sample in samples if sample.key[0] != BASELINE],
+        "capacity": [slots | capacity_figures(own.capacity) for own in measured],
+        "policies": [slots | row(sample) | (_predictions(sample, measured, server) if predict else _NO_PREDICTIONS) for sample in samples],
+        "ratios": [slots | ratio(sample, found[BASELINE, *sample.key[1:]]) for sample in samples if sample.key[0] != BASELINE],
         "texts": {"identical": not any(differing.values()), "differing": differing},
         "requests": [_request(one, services) for services in (_services(measured),) for one in reference],
-        "latencies": [_latencies(sample) for sample in samples],
+        "latencies": [slots | _latencies(sample) for sample in samples],
     }
 
 
@@ -138,7 +140,7 @@ def _latencies(sample: PolicySample) -> dict[str, object]:
 def schedule_table(report: Mapping[str, Any], max_batch: int, load: float) -> Table:
     """One `max_batch` and load: a row per policy."""
     capacity = next(own for own in report["capacity"] if own["max_batch"] == max_batch)
-    title = f"max_batch {max_batch}, load {load:g} of {capacity['requests_per_s']:.2f} requests/s"
+    title = f"max_batch {max_batch}, slots {capacity['slots']}, load {load:g} of {capacity['requests_per_s']:.2f} requests/s"
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("policy", no_wrap=True)
     for column in _COLUMNS:
@@ -170,6 +172,7 @@ def _seconds(value_ms: float) -> str:
 def write_schedule_plot(report: Mapping[str, Any], file: Path) -> None:
     """Shares of requests by latency, a panel for each `max_batch` and load; needs matplotlib (`require_plotting`)."""
     panels = list(dict.fromkeys((own["max_batch"], own["load"]) for own in report["latencies"]))
+    slots = report["settings"]["slots"]
     figure = import_module("matplotlib.figure").Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
     for axes, (max_batch, load) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for own in report["latencies"]:
@@ -178,7 +181,7 @@ def write_schedule_plot(report: Mapping[str, Any], file: Path) -> None:
                 axes.step(latencies, np.arange(1, len(latencies) + 1) / len(latencies), where="post", label=own["policy"])
         axes.set_xscale("log")
         axes.set_xlabel("latency, s")
-        axes.set_title(f"max_batch {max_batch}, load {load:g}")
+        axes.set_title(f"max_batch {max_batch}, slots {slots}, load {load:g}")
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right", fontsize="small")
     figure.axes[0].set_ylabel("share of requests")

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from drafthouse.core.errors import ErrorCode, ServerError
+from drafthouse.core.errors import ErrorCode, ServerError, invalid
 from drafthouse.pipeline.config import PipelineConfig
 from drafthouse_client import Client
 from drafthouse_load.modes import ModelControl
+from drafthouse_load.schedule.options import BASELINE
 from drafthouse_load.stats import Counters, parse_stats, read_when_idle
 
 
@@ -42,12 +43,13 @@ class Errors:
 class ScheduleServer:
     """One running server; every method leaves it idle or raises."""
 
-    def __init__(self, control: ModelControl, client: Client, url: str, max_queue_size: int, mode: str = "") -> None:
-        """``max_queue_size``: as many requests as ever wait at once. ``mode``: of `cosine`, "" = as the repository has it."""
+    def __init__(self, control: ModelControl, client: Client, url: str, max_queue_size: int, mode: str = "", slots: int = 0) -> None:
+        """``max_queue_size``: as many requests as ever wait at once. ``mode``, ``slots``: of `cosine`, "" and 0 = as configured."""
         self.url = url
         self._control = control
         self._client = client
-        self._always = {"max_queue_size": str(max_queue_size)} | ({"mode": mode} if mode else {})
+        self._slots = slots
+        self._always = {"max_queue_size": str(max_queue_size)} | ({"mode": mode} if mode else {}) | ({"slots": str(slots)} if slots else {})
 
     def load(self, policy: str, max_batch: int) -> None:
         """A front door that has learned nothing yet, under this policy; everything else stays as it is.
@@ -81,10 +83,14 @@ class ScheduleServer:
         scheduling = self._client.stats()["scheduling"]
         return Errors(scheduling["length_error"], scheduling["estimation_error"])
 
-    @property
     def num_slots(self) -> int:
-        """Caches that the target keeps at a time."""
-        return int(self._client.stats()["scheduling"]["slots"])
+        """Requests that keep their caches at a time, under every policy. Raises ClientError when the target has fewer than asked for."""
+        if self._slots:
+            self.load(BASELINE, 1)
+        found = int(self._client.stats()["scheduling"]["slots"])
+        if self._slots not in (0, found):
+            raise invalid("--slots", self._slots, f"at most the target's {found}")
+        return found
 
 
 def scheduling_parameters(configured: Mapping[str, str]) -> tuple[int, str]:
