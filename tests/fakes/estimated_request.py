@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from drafthouse.scheduling.estimates.lengths import LengthError, LengthPredictor
 from drafthouse.scheduling.estimates.service import Estimator
 from drafthouse.scheduling.policy import Schedulable
+from drafthouse.scheduling.tenure import Tenure
 
 
 @dataclass(slots=True)
@@ -28,6 +29,12 @@ class EstimatedRequest:
     arrival_ns: int = 0
     is_running: bool = False
     holds_slot: bool = False
+    tenure: Tenure = field(default_factory=Tenure)
+
+    @property
+    def has_earned_slot(self) -> bool:
+        """As the server has it."""
+        return self.tenure.is_earned
 
     def run_round(self, estimator: Estimator, num_drafted: int, num_accepted: int, draft_ns: int = 20, verify_ns: int = 80) -> None:
         """One round of which all accepted tokens and the target's own are emitted."""

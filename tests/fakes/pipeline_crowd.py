@@ -19,6 +19,9 @@ class Impatient:
     def may_preempt(self, challenger: Rank, running: Rank) -> bool:
         return True
 
+    def is_worth_evicting(self, challenger: Schedulable, other: Schedulable, num_recomputed: int, num_delayed: int) -> bool:
+        return True
+
     def queue_of(self, request: Schedulable) -> int:
         return int(request.num_output_tokens > 0)
 

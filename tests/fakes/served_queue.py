@@ -10,6 +10,7 @@ from itertools import pairwise
 from drafthouse.scheduling.estimates.service import Estimator
 from drafthouse.scheduling.policy import Policy, Rank, Schedulable
 from drafthouse.scheduling.ready_queue import ReadyQueue
+from drafthouse.scheduling.tenure import Tenure
 from fakes.estimated_request import EstimatedRequest, KnownLengths
 
 TICK_NS = 1_000_000
@@ -68,7 +69,7 @@ class ServedQueue:
     """Runs requests under a policy; every step checks that slots and places are kept."""
 
     def __init__(self, policy: Policy, estimator: Estimator, starvation_limit_ns: int, capacity: int = 1, slots: int = 4) -> None:
-        self.queue: ReadyQueue[ServedRequest] = ReadyQueue(policy, starvation_limit_ns)
+        self.queue: ReadyQueue[ServedRequest] = ReadyQueue(policy, starvation_limit_ns, slots)
         self.estimator, self.capacity, self.slots = estimator, capacity, slots
         self.holders: dict[int, ServedRequest] = {}
         self.finished: list[ServedRequest] = []
@@ -114,6 +115,8 @@ class ServedQueue:
             self.queue.rerank(request)
             self.num_evictions += 1
         for request in chosen:
+            if not request.holds_slot:
+                request.tenure = Tenure()
             request.is_running = request.holds_slot = True
             self.holders[request.request_uid] = request
 
@@ -122,6 +125,7 @@ class ServedQueue:
         request.num_uncached = 1
         request.run_round(self.estimator, NUM_DRAFTED, request.accepted[request.next_round], TICK_NS // 5, TICK_NS - TICK_NS // 5)
         request.next_round += 1
+        request.tenure.had(TICK_NS, has_got_token=True)
         if request.next_round < request.end_round:
             self.queue.update(request, self.now_ns)
             return
@@ -214,6 +218,10 @@ class CountingPolicy:
     def may_preempt(self, challenger: Rank, running: Rank) -> bool:
         """The policy's."""
         return self._policy.may_preempt(challenger, running)
+
+    def is_worth_evicting(self, challenger: Schedulable, other: Schedulable, num_recomputed: int, num_delayed: int) -> bool:
+        """The policy's own."""
+        return self._policy.is_worth_evicting(challenger, other, num_recomputed, num_delayed)
 
     def queue_of(self, request: Schedulable) -> int:
         """The policy's."""

@@ -184,6 +184,9 @@ class _FewestTokensFirst:
     def may_preempt(self, challenger: Rank, running: Rank) -> bool:
         return True
 
+    def is_worth_evicting(self, challenger: Schedulable, other: Schedulable, num_recomputed: int, num_delayed: int) -> bool:
+        return True
+
     def queue_of(self, request: Schedulable) -> int:
         return request.num_output_tokens // 10
 

@@ -28,6 +28,9 @@ class ByOutput:
     def may_preempt(self, challenger: Rank, running: Rank) -> bool:
         return challenger[0] <= self.ratio * running[0] if self.ratio else False
 
+    def is_worth_evicting(self, challenger: Schedulable, other: Schedulable, num_recomputed: int, num_delayed: int) -> bool:
+        return False
+
     def queue_of(self, request: Schedulable) -> int:
         return request.num_output_tokens // 10
 

@@ -90,10 +90,19 @@ def test_with_few_slots_caches_are_given_up_and_nothing_is_lost(policy: str) -> 
     found = run_policy(policy, own, NO_PROGRESS)
     assert found.row()["completed"] == 400
     assert (found.evictions > 0) == (found.recomputed_tokens > 0)
-    if policy in ("las", "oracle"):
-        assert found.evictions > 0
     if policy == "fcfs":
         assert found.evictions == 0
+
+
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+@pytest.mark.parametrize("load", [0.9, 1.3])
+def test_as_many_places_as_slots_and_ageing_that_binds_waste_little(policy: str, load: float) -> None:
+    """Where everybody is overdue, and where nobody gets a slot but from somebody else."""
+    own = experiment(replace(SETTINGS, slots=2, batch=2, load=load, starvation_services=3.0), None, COSTS)
+    found, fcfs = (run_policy(name, own, NO_PROGRESS) for name in (policy, "fcfs"))
+    assert found.row()["completed"] == 400
+    assert (found.evictions > 0) == (policy not in ("fcfs", "sjf"))
+    assert found.makespan <= 1.2 * fcfs.makespan
 
 
 def test_the_oracle_is_best_at_batch_1() -> None:

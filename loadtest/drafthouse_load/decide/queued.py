@@ -33,6 +33,7 @@ class QueuedRequest:
     attained_ns: int = 0
     is_running: bool = False
     holds_slot: bool = False
+    has_earned_slot: bool = False
 
     def run_round(self, estimator: Estimator, rng: random.Random, num_rows: int) -> None:
         """One verification more, of ``num_rows`` requests together."""

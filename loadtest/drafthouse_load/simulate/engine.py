@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from drafthouse.scheduling.estimates.service import Estimator
 from drafthouse.scheduling.policy import Policy
 from drafthouse.scheduling.ready_queue import ReadyQueue
+from drafthouse.scheduling.tenure import Tenure
 from drafthouse_load.simulate.costs import RoundCosts
 from drafthouse_load.simulate.packing import Packing
 from drafthouse_load.simulate.request import SimulatedRequest
@@ -61,7 +62,7 @@ class Simulation:
     def __init__(self, workload: Workload, costs: RoundCosts, policy: Policy, estimator: Estimator, shape: ServerShape) -> None:
         """Nothing of the arguments but ``policy`` and ``estimator``, which learn, is changed."""
         self._workload, self._costs, self._estimator, self._shape = workload, costs, estimator, shape
-        self._queue = ReadyQueue[SimulatedRequest](policy, shape.starvation_limit_ns)
+        self._queue = ReadyQueue[SimulatedRequest](policy, shape.starvation_limit_ns, shape.slots)
         self._running: list[SimulatedRequest] = []
         self._holders: dict[int, SimulatedRequest] = {}  # of a slot, by request_uid
         limit = shape.max_verified_tokens
@@ -113,6 +114,8 @@ class Simulation:
         num_lacking = sum(not request.holds_slot for request in chosen)
         self._evict(len(self._holders) + num_lacking - self._shape.slots, going)
         for request in chosen:
+            if not request.holds_slot:
+                request.tenure = Tenure()
             request.is_running = request.holds_slot = True
             self._holders[request.request_uid] = request
         self._running = chosen
@@ -144,6 +147,7 @@ class Simulation:
         whole_ns = self._now_ns - start_ns
         for request in running:
             request.attained_ns += whole_ns
+            request.tenure.had(whole_ns, True)
         num_emitted = sum(self._commit(request, most, draft_ns, verify_ns, len(verified)) for request, most in verified)
         if self._packing is not None:
             self._packing.saw_round(num_emitted, self._now_ns - prefilled_ns)

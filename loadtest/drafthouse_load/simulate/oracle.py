@@ -31,6 +31,11 @@ class Oracle:
         """Whenever it is shorter: without a price of preemption that is optimal."""
         return True
 
+    def is_worth_evicting(self, challenger: Schedulable, other: Schedulable, num_recomputed: int, num_delayed: int) -> bool:
+        """By true times."""
+        gain_ns = self.rank(other)[0] - self.rank(challenger)[0]
+        return gain_ns > self._costs.prefill_ns(num_recomputed) * num_delayed
+
     def queue_of(self, request: Schedulable) -> int:
         """A single queue."""
         return 0

@@ -1,5 +1,6 @@
 """A simulated request: what policies may see of it, and what only the simulator knows."""
 
+from drafthouse.scheduling.tenure import Tenure
 from drafthouse_load.simulate.workload import Workload
 
 
@@ -28,6 +29,7 @@ class SimulatedRequest:
         "prompt_len",
         "request_uid",
         "sequence_no",
+        "tenure",
     )
 
     def __init__(self, index: int, workload: Workload, max_tokens: int) -> None:
@@ -47,9 +49,15 @@ class SimulatedRequest:
         self.attained_ns = 0
         self.is_running = False
         self.holds_slot = False
+        self.tenure = Tenure()
         # Only for the simulator, the oracle and what stands for an imperfect prediction.
         self.output_len = int(workload.output_len[index])
         self.first_round = self.next_round = int(workload.first_round[index])  # index into the workload's rounds
         self.end_round = int(workload.first_round[index + 1])
         self.first_token_ns = 0
         self.lost_cache = False  # it had one once, and gave it up
+
+    @property
+    def has_earned_slot(self) -> bool:
+        """See `Schedulable`."""
+        return self.tenure.is_earned

@@ -12,6 +12,7 @@ from drafthouse.pipeline.contract import FinishReason, GenerationRequest, PerfMe
 from drafthouse.pipeline.detokenize import Detokenizer
 from drafthouse.pipeline.stats import RequestEnd, best_of
 from drafthouse.routing.contract import new_route_state
+from drafthouse.scheduling.tenure import Tenure
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class RequestState:
     is_running: bool = False  # turns: takes part in rounds
     holds_slot: bool = False  # turns: its caches are kept, running or preempted
     admitted_len: int = 0  # turns: committed tokens when it last got a slot
+    tenure: Tenure = field(default_factory=Tenure)  # turns: what it has had of its slot
     target_cached_len: int = 0  # prefill and verify, from the target's answers; 0 again when evicted
     most_cached_len: int = 0  # prefill and verify: the most that the target ever held; what lies below is computed again, not anew
     drafter_cached_len: NDArray[np.int32] = field(init=False)  # [D] hints; draft; 0 again when evicted
@@ -130,6 +132,11 @@ class RequestState:
     def num_uncached(self) -> int:
         """Committed tokens the target has yet to compute: at least the last one, whose logits give the next token."""
         return max(self.num_tokens - self.target_cached_len, 1)
+
+    @property
+    def has_earned_slot(self) -> bool:
+        """See `Schedulable`."""
+        return self.tenure.is_earned
 
     @property
     def finished(self) -> bool:

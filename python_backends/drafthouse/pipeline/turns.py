@@ -4,7 +4,7 @@ A request is *waiting* (no slot), *running* (takes part in rounds) or *preempted
 somebody more urgent needs the slot: then the least valuable preempted request is *evicted*, and computed again when it is next chosen.
 
 Admission cannot deadlock: a round has no more rows than there are slots, and those who do not take part in it can be evicted, so whoever
-is chosen gets a slot. Nor can requests evict each other for ever: every slot that is given away brings its new holder at least a token.
+is chosen gets a slot. Nor can requests evict each other for ever: a slot has to be earned before it can be taken (`Tenure`).
 """
 
 import logging
@@ -21,6 +21,7 @@ from drafthouse.scheduling.estimates.registry import LENGTH_PREDICTORS
 from drafthouse.scheduling.estimates.service import Estimator
 from drafthouse.scheduling.policies.registry import POLICIES
 from drafthouse.scheduling.ready_queue import ReadyQueue
+from drafthouse.scheduling.tenure import Tenure
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Turns:
         self._estimator = estimator
         self._release = release
         self._queue: ReadyQueue[RequestState] = ReadyQueue(
-            POLICIES.create(config.policy, estimator), config.starvation_limit_ms * 1_000_000
+            POLICIES.create(config.policy, estimator), config.starvation_limit_ms * 1_000_000, num_slots
         )
         self._running: dict[int, RequestState] = {}  # by sequence_no
         self._holders: dict[int, RequestState] = {}  # by sequence_no; running and preempted
@@ -79,20 +80,7 @@ class Turns:
         chosen = self._queue.select(self.max_batch, now_ns())
         if not min(len(self._queue), 1) <= len(chosen) == len({state.sequence_no for state in chosen}) <= self.max_batch:
             raise RuntimeError(f"{len(chosen)} of {len(self._queue)} requests were chosen for {self.max_batch} places")
-        return self._keep_beginners(chosen)
-
-    def _keep_beginners(self, chosen: list[RequestState]) -> list[RequestState]:
-        """Whoever got a slot keeps its place until it has got a token out of it, however many rounds its prompt takes.
-
-        Else two requests could take each other's slots for ever, each before the other's prompt has been computed.
-        """
-        listed = {state.sequence_no for state in chosen}
-        beginners = [state for number, state in self._running.items() if number not in listed and state.num_tokens == state.admitted_len]
-        if not beginners:
-            return chosen
-        newcomers = [state for state in chosen if not state.is_running]  # at least as many
-        put_off = {state.sequence_no for state in newcomers[-len(beginners) :]}
-        return [state for state in chosen if state.sequence_no not in put_off] + beginners
+        return chosen
 
     def begin(self, chosen: Sequence[RequestState]) -> None:
         """A round of these, each of which gets a slot; the others that ran are preempted."""
@@ -105,7 +93,7 @@ class Turns:
         self._make_room([state for state in chosen if not state.holds_slot])
         for state in chosen:
             if not state.holds_slot:
-                state.admitted_len = state.num_tokens
+                state.admitted_len, state.tenure = state.num_tokens, Tenure()
             state.is_running = state.holds_slot = True
             self._running[state.sequence_no] = self._holders[state.sequence_no] = state
 
@@ -132,10 +120,12 @@ class Turns:
             before = self._before.pop(state.sequence_no, None)
             if before is None or state not in self._queue or not before.took_part(state):
                 continue
-            state.attained_ns += round_ended_ns - self._round_began_ns
+            round_ns = round_ended_ns - self._round_began_ns
+            state.attained_ns += round_ns
+            state.tenure.had(round_ns, state.num_tokens > state.admitted_len)
             state.domain = state.best_drafter
             if state.num_verifications > before.num_verifications:
-                self._saw_round(state, before, round_ended_ns - self._round_began_ns, stats)
+                self._saw_round(state, before, round_ns, stats)
             self._queue.update(state, round_ended_ns)
             state.queue = self._queue.queue_of(state)
 

@@ -85,6 +85,11 @@ class Schedulable(Protocol):
         """True while its cache is kept, running or preempted."""
         ...
 
+    @property
+    def has_earned_slot(self) -> bool:
+        """True once computing its cache anew would be a small part of the service it has had since it got its slot: see `Tenure`."""
+        ...
+
 
 S = TypeVar("S", bound=Schedulable)
 Rank = tuple[float, ...]  # lower goes first; compared as tuples; all ranks of one policy have the same length
@@ -107,6 +112,12 @@ class Policy(Protocol):
 
         The hysteresis: called only where the challenger goes first, by a lower rank, or by an earlier arrival at the same one.
         A policy that never preempts returns False.
+        """
+        ...
+
+    def is_worth_evicting(self, challenger: Schedulable, other: Schedulable, num_recomputed: int, num_delayed: int) -> bool:
+        """Whether to let ``challenger``, for which there is no slot, go before ``other`` at the price of computing
+        ``num_recomputed`` tokens anew later, which delays ``num_delayed`` requests. `pays` answers it where times are estimated.
         """
         ...
 

@@ -16,6 +16,10 @@ class FirstComeFirstServed:
         """Never."""
         return False
 
+    def is_worth_evicting(self, challenger: Schedulable, other: Schedulable, num_recomputed: int, num_delayed: int) -> bool:
+        """Never: nobody is preempted."""
+        return False
+
     def queue_of(self, request: Schedulable) -> int:
         """A single queue."""
         return 0

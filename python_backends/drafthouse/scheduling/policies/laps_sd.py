@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from math import log
 
+from drafthouse.scheduling.policies.eviction import pays
 from drafthouse.scheduling.policy import Estimates, Rank, Schedulable
 
 
@@ -73,6 +74,10 @@ class LapsSd:
     def may_preempt(self, challenger: Rank, running: Rank) -> bool:
         """From a higher queue always; within one by the hysteresis."""
         return challenger[0] < running[0] or challenger[1] <= self._longest_part * running[1]
+
+    def is_worth_evicting(self, challenger: Schedulable, other: Schedulable, num_recomputed: int, num_delayed: int) -> bool:
+        """By estimated times."""
+        return pays(self._estimates, challenger, other, num_recomputed, num_delayed)
 
     def queue_of(self, request: Schedulable) -> int:
         """0 up to the first threshold; the lowest takes whoever is beyond all of them."""

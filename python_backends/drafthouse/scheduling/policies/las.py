@@ -39,6 +39,10 @@ class LeastAttainedService:
         """Whenever a request is of a lower level: the levels are the hysteresis."""
         return True
 
+    def is_worth_evicting(self, challenger: Schedulable, other: Schedulable, num_recomputed: int, num_delayed: int) -> bool:
+        """Never: without an idea of what is left nothing says that it pays."""
+        return False
+
     def queue_of(self, request: Schedulable) -> int:
         """Level 0: up to one round's time of service; then a level per fraction of a doubling."""
         rounds = request.attained_ns / self._estimates.round_ns

@@ -44,6 +44,10 @@ class SkipJoinMlfq:
         """Whoever is in a higher queue; and who has sunk into a queue lets those pass that are in it and arrived earlier."""
         return True
 
+    def is_worth_evicting(self, challenger: Schedulable, other: Schedulable, num_recomputed: int, num_delayed: int) -> bool:
+        """Never: without an idea of what is left nothing says that it pays."""
+        return False
+
     def queue_of(self, request: Schedulable) -> int:
         """0 is the highest; the lowest takes whoever has used up all quanta."""
         round_ns = self._estimates.round_ns

@@ -19,6 +19,10 @@ class ShortestJobFirst:
         """Never."""
         return False
 
+    def is_worth_evicting(self, challenger: Schedulable, other: Schedulable, num_recomputed: int, num_delayed: int) -> bool:
+        """Never: nobody is preempted."""
+        return False
+
     def queue_of(self, request: Schedulable) -> int:
         """A single queue."""
         return 0

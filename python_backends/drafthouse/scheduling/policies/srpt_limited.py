@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from drafthouse.scheduling.policies.eviction import pays
 from drafthouse.scheduling.policy import Estimates, Rank, Schedulable
 
 
@@ -39,6 +40,10 @@ class LimitedSrpt:
     def may_preempt(self, challenger: Rank, running: Rank) -> bool:
         """Whoever is shorter, until the limit."""
         return running[0] > 0
+
+    def is_worth_evicting(self, challenger: Schedulable, other: Schedulable, num_recomputed: int, num_delayed: int) -> bool:
+        """By estimated times."""
+        return pays(self._estimates, challenger, other, num_recomputed, num_delayed)
 
     def queue_of(self, request: Schedulable) -> int:
         """A single queue."""
