@@ -73,12 +73,16 @@ def test_every_batch_size_has_its_own_answer() -> None:
     assert ways[8][200:].count(True) > 900
 
 
-def test_rounds_that_prefill_say_nothing() -> None:
+def test_under_load_every_round_prefills_and_trials_end_all_the_same() -> None:
     choice, ways = only_overlap(), list[bool]()
-    for _ in range(500):
+    for number in range(2_000):
         ways.append(choice.decide(2).overlaps)
-        choice.learn(RoundStats(wall_ns=900 * MS, num_prefill_rows=1, num_verified_rows=2, num_verified_emitted=2))
-    assert len(set(ways)) == 1
+        prefill_ns = (number % 7) * 50 * MS
+        wall_ns = prefill_ns + (25 if ways[-1] else 20) * MS
+        choice.learn(
+            RoundStats(wall_ns=wall_ns, prefill_wall_ns=prefill_ns, num_prefill_rows=1, num_verified_rows=2, num_verified_emitted=4)
+        )
+    assert 0 < ways.count(True) < 0.05 * len(ways)
 
 
 def test_a_hiccup_in_the_first_rounds_of_a_block_is_not_held_against_a_way() -> None:

@@ -21,6 +21,7 @@ def test_a_clearly_better_expert_keeps_its_request() -> None:
 def test_who_may_not_work_for_a_request_is_not_chosen() -> None:
     assert gather(rows([0.0, 0.7, 0.69], [0.8, 0.0, 0.0], [0.8, 0.0, 0.79])).tolist()[1:] == [0, 0]
     assert gather(rows([0.0, 0.0, 0.01])).tolist() == [2]
+    assert gather(rows([0.0, -1.0], [-0.2, -0.1])).tolist() == [0, 1]
 
 
 def test_of_equals_the_better_one_then_the_first() -> None:

@@ -15,7 +15,7 @@ from drafthouse_load.replay.result import ReplayResult
 from drafthouse_load.replay.run import run_replay
 
 _NS_PER_MS = 1e6
-_NOT_OF_THE_PIPELINE = ("drafters", "target_timeout_ms", "draft_timeout_ms")  # read by the `cosine` model itself
+_NOT_OF_THE_PIPELINE = ("drafters", "target_timeout_ms", "draft_timeout_ms", "metrics")  # read by the `cosine` model itself
 
 
 class ReplayBench:

@@ -61,7 +61,7 @@ class _Contest:
         self._rounds += 1
         if self._rounds > SETTLING_ROUNDS:
             self._tokens += stats.num_verified_emitted
-            self._wall_ns += stats.wall_ns
+            self._wall_ns += stats.wall_ns - stats.prefill_wall_ns
         if self.current != self._best:
             if self._rounds >= TRIAL_ROUNDS or (self._rounds >= SHORT_TRIAL_ROUNDS and self._is_hopeless()):
                 self._end_trial()
@@ -114,8 +114,8 @@ class Ways:
         return self._here.current
 
     def learn(self, stats: RoundStats) -> None:
-        """Count a finished round; one that prefilled says nothing."""
-        if self._here is not None and not stats.num_prefill_rows:
+        """Count a finished round of `decide`; what it took for prompts is left out."""
+        if self._here is not None:
             self._here.count(stats)
 
 

@@ -16,12 +16,13 @@ def gather(scores: NDArray[np.float32]) -> NDArray[np.int64]:
     Greedy set cover: the drafter that is good enough for most requests takes them, then the next one takes from the rest.
 
     Args:
-        scores: [R, D], at least one above 0 in each row; a drafter that may not work for a request has 0 or less.
+        scores: [R, D]; a drafter that may not work for a request has 0 or less. A row without any positive score gets its largest.
 
     Returns:
         The drafter of each request, [R].
     """
-    good = (scores > 0) & (scores >= AS_GOOD * scores.max(axis=1, keepdims=True))
+    best = scores.max(axis=1, keepdims=True)
+    good = (scores == best) | ((scores > 0) & (scores >= AS_GOOD * best))  # in every row one at least, so that this ends
     chosen = np.full(len(scores), -1, np.int64)
     while (open_rows := chosen < 0).any():
         # The better one of equals, then the first: so a batch that does not change keeps its drafters.
