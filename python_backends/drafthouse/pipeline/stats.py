@@ -89,7 +89,7 @@ class RoundStats:
     verify_wall_ns: int = 0
     target_wall_ns: int = 0  # of that the target's call alone, without what ran beside it
     verify_session_ns: int = 0
-    verified_drafts: list[VerifiedDraft] = field(default_factory=list)  # one per draft; of a single round, not summed
+    verified_drafts: list[VerifiedDraft] = field(default_factory=list, compare=False)  # one per draft; of a single round, not summed
     recomputed_by_queue: Counter[int] = field(default_factory=Counter)  # `num_recomputed_tokens` by scheduler queue; not summed
 
     @property
