@@ -1,7 +1,7 @@
 # A bare machine needs Python 3.11 or 3.12, make, gcc and git. Everything else goes into .venv.
 #
 #   make demo       install, build the demo engines, compare speculation on and off, stop
-#   make serve      the same server, up until Ctrl-C (SERVE_ARGS="--http-port 9000")
+#   make serve      the same server, up until Ctrl-C (SERVE_ARGS="--http-port 8080")
 #   make test       what CI runs (installs torch: gigabytes, unless a CPU build of it is in .venv already)
 #   make test-slow  what takes longer than five minutes
 #   make lint       ruff and mypy --strict
@@ -36,7 +36,7 @@ demo: install
 
 serve: install
 	$(BIN)/drafthouse build --demo
-	exec $(BIN)/drafthouse serve $(SERVE_ARGS)
+	exec $(BIN)/drafthouse serve --gateway-port 9000 $(SERVE_ARGS)
 
 # The tests share the serving environment: what they start is then the very installation a user has.
 # That serving works without torch is a test of its own (tests/unit/test_launcher_imports.py).
@@ -86,12 +86,12 @@ lock:
 	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv==0.13.8; }
 	@for version in 3.11 3.12; do \
 	  tag=py$${version/./}; all=$$(mktemp); cp deploy/locks/$$tag-dev.txt $$all || true; echo "==> resolving for Python $$version"; \
-	  .venv-lock/bin/uv pip compile pyproject.toml --extra cpu-server --extra editable --extra plot --extra load --extra train --extra dev \
+	  .venv-lock/bin/uv pip compile pyproject.toml --extra cpu-server --extra editable --extra plot --extra gateway --extra load --extra train --extra dev \
 	    $(LOCK_ARGS) --python-version $$version --output-file $$all; \
-	  { echo "# Written by \`make lock\` from pyproject.toml: cpu-server, editable, plot, load, train, dev."; \
+	  { echo "# Written by \`make lock\` from pyproject.toml: cpu-server, editable, plot, gateway, load, train, dev."; \
 	    sed 's/+cpu$$//' $$all | grep --extended-regexp --invert-match '^(nvidia-c|nvidia-n|cuda-|triton==)'; } > deploy/locks/$$tag-dev.txt; \
-	  { echo "# Written by \`make lock\` from pyproject.toml: cpu-server, editable, plot."; \
-	    .venv-lock/bin/uv pip compile pyproject.toml --extra cpu-server --extra editable --extra plot $(LOCK_ARGS) \
+	  { echo "# Written by \`make lock\` from pyproject.toml: cpu-server, editable, plot, gateway."; \
+	    .venv-lock/bin/uv pip compile pyproject.toml --extra cpu-server --extra editable --extra plot --extra gateway $(LOCK_ARGS) \
 	      --python-version $$version --constraint deploy/locks/$$tag-dev.txt; } > deploy/locks/$$tag-serve.txt; \
 	  rm $$all; \
 	done

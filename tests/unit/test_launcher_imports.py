@@ -47,7 +47,8 @@ def declared(*extras: str) -> list[Requirement]:
 @pytest.mark.parametrize("tag", ["py311", "py312"])
 def test_the_locks_pin_what_pyproject_allows(tag: str) -> None:
     serve, dev = read_lock(f"{tag}-serve.txt"), read_lock(f"{tag}-dev.txt")
-    for pins, extras in ((serve, ("cpu-server", "editable")), (dev, ("cpu-server", "editable", "train", "dev"))):
+    serving = ("cpu-server", "editable", "plot", "gateway")
+    for pins, extras in ((serve, serving), (dev, (*serving, "load", "train", "dev"))):
         for requirement in declared(*extras):
             assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
     assert serve.items() <= dev.items(), "one environment holds both"
