@@ -30,11 +30,11 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One domain's prompts in one block."""
+    """A few prompts, served at once, in one block."""
 
     block: int
     is_on: bool
-    domain: str
+    place: int  # the number of the first of them
     counters: Counters
 
     @property
@@ -67,8 +67,8 @@ def run_metrics(args: argparse.Namespace, console: Console) -> int:
             _ask(client, prompts[:2], args)
             before_s = writer_seconds(server)
             cells += [
-                Cell(block, is_on, domain, _ask(client, [prompt for prompt in prompts if prompt.domain == domain], args))
-                for domain in dict.fromkeys(prompt.domain for prompt in prompts)
+                Cell(block, is_on, place, _ask(client, prompts[place : place + args.concurrency], args))
+                for place in range(0, len(prompts), args.concurrency)
             ]
             writer_s += writer_seconds(server) - before_s if is_on else 0.0
     settings = {"concurrency": args.concurrency, "max_tokens": args.max_tokens, "cycles": args.cycles, "parameters": FIXED}
@@ -96,28 +96,28 @@ def writer_seconds(server: TritonServer) -> float:
 def figures(cells: Sequence[Cell], writer_s: float) -> dict[str, object]:
     """The report's figures.
 
-    The ratio is of mean rounds, paired by block and domain: each block with its neighbour of the other arm, so that what slows the machine
-    for longer than a block cancels out. Its interval resamples the pairs.
+    The ratio is of mean rounds, paired by prompts: those of a block with the same ones of its neighbour of the other arm. It is the median of
+    the pairs, because what else runs on a machine slows some of them down by far more than metrics could. Its interval resamples the pairs.
     """
     pairs = _pairs(cells)
-    logs = np.log([on / off for on, off in pairs])
+    ratios = np.array([on / off for on, off in pairs])
     rng = np.random.default_rng(0)
-    means = logs[rng.integers(len(logs), size=(_RESAMPLES, len(logs)))].mean(axis=1)
-    low, high = np.exp(np.percentile(means, [2.5, 97.5])).tolist()
+    medians = np.median(ratios[rng.integers(len(ratios), size=(_RESAMPLES, len(ratios)))], axis=1)
+    low, high = np.percentile(medians, [2.5, 97.5]).tolist()
     on_rounds_s = sum(cell.counters.round_wall_ns for cell in cells if cell.is_on) / 1e9
     return {
-        "round_ms_on": float(np.mean([on for on, _ in pairs])),
-        "round_ms_off": float(np.mean([off for _, off in pairs])),
-        "round_time_on_over_off": {"value": float(np.exp(logs.mean())), "ci95": [low, high], "pairs": len(pairs)},
+        "round_ms_on": float(np.median([on for on, _ in pairs])),
+        "round_ms_off": float(np.median([off for _, off in pairs])),
+        "round_time_on_over_off": {"value": float(np.median(ratios)), "ci95": [low, high], "pairs": len(pairs)},
         "writer_processor_share": writer_s / on_rounds_s,
         "rounds": {"on": sum(c.counters.rounds for c in cells if c.is_on), "off": sum(c.counters.rounds for c in cells if not c.is_on)},
     }
 
 
 def _pairs(cells: Sequence[Cell]) -> list[tuple[float, float]]:
-    """(on, off) round times of neighbouring blocks, domain by domain."""
-    by_place = {(cell.block // 2, cell.domain, cell.is_on): cell.round_ms for cell in cells}
-    return [(round_ms, by_place[pair, domain, False]) for (pair, domain, is_on), round_ms in by_place.items() if is_on]
+    """(on, off) round times of the same prompts in neighbouring blocks."""
+    found = {(cell.block // 2, cell.place, cell.is_on): cell.round_ms for cell in cells}
+    return [(round_ms, found[pair, place, False]) for (pair, place, is_on), round_ms in found.items() if is_on]
 
 
 def summary(report: dict[str, object]) -> str:

@@ -1,5 +1,7 @@
 """`drafthouse bench metrics`: what is made of the blocks."""
 
+from dataclasses import replace
+
 import pytest
 
 from drafthouse_load.metrics_cost import Cell, figures, summary
@@ -9,11 +11,11 @@ MS = 1_000_000
 
 
 def cells(on_ms: float, off_ms: float) -> list[Cell]:
-    """Two domains in on off off on, on a machine that becomes slower from pair to pair."""
+    """Two prompts in on off off on, on a machine that becomes slower from pair to pair."""
     return [
-        Cell(block, is_on, domain, Counters(rounds=10, round_wall_ns=int(10 * MS * slow * (on_ms if is_on else off_ms))))
+        Cell(block, is_on, place, Counters(rounds=10, round_wall_ns=int(10 * MS * slow * (on_ms if is_on else off_ms))))
         for block, is_on in enumerate((True, False, False, True))
-        for domain, slow in (("code", 1 + block // 2), ("math", 2 + block // 2))
+        for place, slow in ((0, 1 + block // 2), (1, 2 + block // 2))
     ]
 
 
@@ -23,6 +25,16 @@ def test_drift_cancels_out_of_the_ratio() -> None:
     assert isinstance(ratio, dict)
     assert ratio == {"value": pytest.approx(1.01), "ci95": [pytest.approx(1.01)] * 2, "pairs": 4}
     assert report["rounds"] == {"on": 40, "off": 40}
+
+
+def test_one_pair_that_was_disturbed_does_not_count() -> None:
+    disturbed = [
+        cell if (cell.block, cell.place) != (1, 0) else replace(cell, counters=Counters(rounds=10, round_wall_ns=900 * MS))
+        for cell in cells(20.2, 20.0)
+    ]
+    ratio = figures(disturbed, writer_s=0.0)["round_time_on_over_off"]
+    assert isinstance(ratio, dict)
+    assert ratio["value"] == pytest.approx(1.01)
 
 
 def test_the_writers_share_is_of_the_rounds_with_metrics() -> None:
