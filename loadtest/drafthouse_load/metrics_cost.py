@@ -96,8 +96,8 @@ def writer_seconds(server: TritonServer) -> float:
 def figures(cells: Sequence[Cell], writer_s: float) -> dict[str, object]:
     """The report's figures.
 
-    The ratio is of mean rounds, paired by prompts: those of a block with the same ones of its neighbour of the other arm. It is the median of
-    the pairs, because what else runs on a machine slows some of them down by far more than metrics could. Its interval resamples the pairs.
+    The ratio is of mean rounds, paired by prompts: those of a block with the same ones of its neighbour of the other arm. It is the median,
+    because what else runs on a machine slows some pairs down by far more than metrics could. Its interval resamples the pairs.
     """
     pairs = _pairs(cells)
     ratios = np.array([on / off for on, off in pairs])
