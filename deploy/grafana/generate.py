@@ -1,4 +1,4 @@
-"""Writes the Grafana dashboard (`drafthouse.json`) from `panels.py`, and Prometheus' alerts (`../prometheus/alerts.yml`) from `alerting.py`.
+"""Writes the Grafana dashboard (`drafthouse.json`) from `panels.py`, and Prometheus' alerts (`../prometheus/alerts.yml`) from `alerting.py`
 
     python deploy/grafana/generate.py [--check]
 
