@@ -14,6 +14,7 @@ from drafthouse.scheduling.ready_queue import RERANKED_PER_CHOICE, ReadyQueue
 from drafthouse.scheduling.tenure import TENURE
 from drafthouse_load.simulate.costs import GivenCosts
 from drafthouse_load.simulate.oracle import Oracle
+from drafthouse_load.simulate.srpt_estimated import EstimatedSrpt
 from fakes.served_queue import (
     NUM_DRAFTED,
     TICK_NS,
@@ -28,14 +29,16 @@ from fakes.served_queue import (
 )
 
 SIX = ("fcfs", "laps-sd", "las", "mlfq", "sjf", "srpt-limited")
-NAMES = (*SIX, "oracle")
-PREEMPTIVE = ("laps-sd", "las", "mlfq", "oracle")  # the others do not always let even the most urgent rank preempt
+NAMES = (*SIX, "srpt-estimated", "oracle")
+PREEMPTIVE = ("laps-sd", "las", "mlfq", "srpt-estimated", "oracle")  # the others do not always let even the most urgent rank preempt
 NEVER_NS = 10**15
 
 
 def create(name: str, estimator: Estimator) -> Policy:
     if name == "oracle":
         return Oracle(GivenCosts(prefill_tokens=0), 1, NUM_DRAFTED)
+    if name == "srpt-estimated":
+        return EstimatedSrpt(estimator)
     return POLICIES.create(name, estimator)
 
 

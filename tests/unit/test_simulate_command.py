@@ -11,6 +11,7 @@ from drafthouse_load.replay.costs import EngineCosts, HopCost, HopCosts, StagePr
 TRACE = Path(__file__).parents[1] / "data" / "made_up_trace.csv"
 LATENCIES = {"latency_mean", "latency_p50", "latency_p95", "latency_p99", "ttft_mean", "slowdown_p99", "makespan"}
 ENTRIES = LATENCIES | {"preemptions", "evictions", "recomputed_tokens", "estimation_error", "completed"}
+ENTRIES |= {"estimation_error_at_arrival", "estimation_covered_share"}
 
 
 def test_a_report_has_a_row_per_policy_and_a_chart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -19,7 +20,7 @@ def test_a_report_has_a_row_per_policy_and_a_chart(tmp_path: Path, capsys: pytes
     assert main(["simulate", *args]) == 0
     report = json.loads(file.read_text())
     rows = {row["name"]: row for row in report["policies"]}
-    assert {"fcfs", "sjf", "las", "mlfq", "oracle"} <= rows.keys()
+    assert {"fcfs", "sjf", "las", "mlfq", "srpt-estimated", "oracle"} <= rows.keys()
     assert all(row.keys() >= ENTRIES and row["completed"] == 300 for row in rows.values())
     assert report["workload"]["offered_load"] == pytest.approx(0.9)
     assert report["settings"]["starvation_services"] > 0

@@ -120,6 +120,33 @@ def test_every_length_predictor_serves_and_reports_its_error(predictor: str) -> 
     assert 0 < row["length_error"] < 3
 
 
+def test_errors_of_estimated_times_are_reported_with_whom_they_cover() -> None:
+    """Perceptible are those that ran long enough; of the others only what was estimated at arrival is known."""
+    own = experiment(replace(SETTINGS, num_requests=2000, mean_length=60.0), None, COSTS)
+    known, disturbed = (
+        run_policy("fcfs", replace(own, settings=replace(own.settings, length_error=error)), NO_PROGRESS) for error in (0, 0.5)
+    )
+    errors, worse = known.row(), disturbed.row()
+    for row in (errors, worse):
+        assert 0.5 < float(str(row["estimation_covered_share"])) < 1
+    assert known.estimation.at_perceptible.relative < known.estimation.at_arrival.relative  # it has learned how much is accepted
+    assert disturbed.estimation.at_perceptible.relative > 2 * known.estimation.at_perceptible.relative  # wrong lengths outweigh that
+    assert errors["estimation_error"] == round(known.estimation.at_perceptible.relative, 4)
+    assert errors["estimation_error_at_arrival"] == round(known.estimation.at_arrival.relative, 4)
+
+
+def test_who_ends_too_soon_to_become_perceptible_is_counted_and_not_left_out() -> None:
+    row = serve("fcfs", by_hand([float(at) for at in range(200)], [1] * 200)).row()
+    assert (row["estimation_error"], row["estimation_covered_share"]) == (None, 0.0)
+    assert isinstance(row["estimation_error_at_arrival"], float)
+
+
+def test_estimated_srpt_goes_by_the_estimate_alone() -> None:
+    """Two of nearly the same length: each change of what is estimated changes who runs, where `laps-sd` asks for a clear difference."""
+    workload = by_hand([0.0, 1.5], [40, 36])
+    assert serve("srpt-estimated", workload).preemptions > serve("laps-sd", workload).preemptions > 0
+
+
 def test_progress_is_told_of_every_request() -> None:
     told = list[int]()
     run_policy("fcfs", experiment(SETTINGS, None, COSTS), told.append)

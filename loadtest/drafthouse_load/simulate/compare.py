@@ -13,11 +13,12 @@ from drafthouse_load.simulate.figures import PolicyFigures, figures
 from drafthouse_load.simulate.noisy import NoisyLengths
 from drafthouse_load.simulate.oracle import Oracle
 from drafthouse_load.simulate.settings import NOISY, Experiment
+from drafthouse_load.simulate.srpt_estimated import EstimatedSrpt
 
 Advance = Callable[[int], None]  # so many requests more have finished
 NO_PROGRESS: Advance = lambda count: None  # noqa: E731 - shown to nobody
 
-POLICY_NAMES = (*POLICIES.names, Oracle.name)
+POLICY_NAMES = (*POLICIES.names, EstimatedSrpt.name, Oracle.name)
 PREDICTOR_NAMES = (NOISY, *LENGTH_PREDICTORS.names)
 
 
@@ -29,7 +30,7 @@ def run_policy(name: str, own: Experiment, advance: Advance) -> PolicyFigures:
     outcome = Simulation(own.workload, own.costs, _policy(name, own, estimator), estimator, shape(own)).run(advance)
     service_ns = own.workload.service_ns(own.costs, 1)
     unit = own.costs.unit, own.costs.unit_ns
-    errors = estimator.error().at_perceptible.relative, estimator.length_error().relative
+    errors = estimator.error(), estimator.length_error().relative
     return figures(name, outcome, service_ns, unit, errors, time.process_time() - began_s)
 
 
@@ -43,6 +44,8 @@ def shape(own: Experiment) -> ServerShape:
 def _policy(name: str, own: Experiment, estimator: Estimator) -> Policy:
     if name == Oracle.name:
         return Oracle(own.costs, own.settings.batch, own.settings.num_draft_tokens)
+    if name == EstimatedSrpt.name:
+        return EstimatedSrpt(estimator)
     return POLICIES.create(name, estimator)
 
 

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from drafthouse.scheduling.estimates.service import EstimationError
 from drafthouse_load.simulate.engine import Outcome
 
 NUM_BATCHES = 20  # of batch means, in order of arrival
-_T_95 = 2.093  # Student's t, 19 degrees of freedom, two-sided 95 %
+T_95 = 2.093  # Student's t, 19 degrees of freedom, two-sided 95 %
+T_95_OF_6 = 2.944  # the same at 1 - 5 % / 6: six intervals all cover with at least 95 % (Bonferroni)
 _DIGITS = 4
 
 Floats = NDArray[np.float64]
@@ -29,7 +31,7 @@ class PolicyFigures:
     preemptions: int
     evictions: int
     recomputed_tokens: int
-    estimation_error: float | None  # of execution times, see `Estimator.error`
+    estimation: EstimationError  # of execution times
     length_error: float | None  # of lengths, Σ |predicted - true| / Σ true
     cpu_s: float  # that simulating took
 
@@ -37,6 +39,12 @@ class PolicyFigures:
     def latency_mean(self) -> float:
         """Over all requests."""
         return float(self.latency.mean())
+
+    @property
+    def estimation_covered_share(self) -> float:
+        """Of the requests, those that became perceptible: the others are in `estimation_error_at_arrival` only."""
+        covered = self.estimation.at_perceptible.num_requests
+        return covered / max(1, covered + self.estimation.num_never_perceptible)
 
     def row(self) -> dict[str, object]:
         """For a report."""
@@ -55,7 +63,9 @@ class PolicyFigures:
             "preemptions": self.preemptions,
             "evictions": self.evictions,
             "recomputed_tokens": self.recomputed_tokens,
-            "estimation_error": _rounded(self.estimation_error),
+            "estimation_error": _rounded(self.estimation.at_perceptible.relative),
+            "estimation_error_at_arrival": _rounded(self.estimation.at_arrival.relative),
+            "estimation_covered_share": _rounded(self.estimation_covered_share),
             "length_error": _rounded(self.length_error),
             "completed": len(self.latency),
             "makespan": _rounded(self.makespan),
@@ -66,7 +76,7 @@ class PolicyFigures:
 
 
 def figures(
-    name: str, outcome: Outcome, service_ns: Floats, unit: tuple[str, float], errors: tuple[float | None, float | None], cpu_s: float
+    name: str, outcome: Outcome, service_ns: Floats, unit: tuple[str, float], errors: tuple[EstimationError, float | None], cpu_s: float
 ) -> PolicyFigures:
     """The figures of one run.
 
@@ -88,16 +98,16 @@ def figures(
         preemptions=outcome.preemptions,
         evictions=outcome.evictions,
         recomputed_tokens=outcome.recomputed_tokens,
-        estimation_error=errors[0],
+        estimation=errors[0],
         length_error=errors[1],
         cpu_s=cpu_s,
     )
 
 
-def mean_interval(values: Floats) -> tuple[float, float]:
-    """95 % interval of the mean by batch means: waits of neighbours depend on each other, those of long batches hardly. [n]"""
+def mean_interval(values: Floats, student_t: float = T_95) -> tuple[float, float]:
+    """Interval of the mean by batch means: waits of neighbours depend on each other, those of long batches hardly. [n]"""
     means = _batch_means(values)
-    half = _T_95 * float(means.std(ddof=1)) / len(means) ** 0.5
+    half = student_t * float(means.std(ddof=1)) / len(means) ** 0.5
     return float(values.mean()) - half, float(values.mean()) + half
 
 
@@ -105,7 +115,7 @@ def mean_ratio(own: Floats, other: Floats) -> tuple[float, float, float]:
     """Mean latency over another policy's on the same requests, with its 95 % interval (batch means, paired; delta method). [n] each."""
     ratio = float(own.mean() / other.mean())
     residuals = (_batch_means(own) - ratio * _batch_means(other)) / float(other.mean())
-    half = _T_95 * float(residuals.std(ddof=1)) / len(residuals) ** 0.5
+    half = T_95 * float(residuals.std(ddof=1)) / len(residuals) ** 0.5
     return ratio, ratio - half, ratio + half
 
 

@@ -41,7 +41,7 @@ def predict_latency(
     Args:
         requests: at least two, in any order.
         costs: what is charged for shared rounds and for prefills after an eviction, in ms.
-        policy: one of the server's, or `oracle`.
+        policy: one of the server's, `srpt-estimated` or `oracle`.
         slots: 0 = as many as it takes.
         length_predictor: one of the server's, or `noisy`, which here knows the true lengths.
 
