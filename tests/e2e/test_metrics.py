@@ -149,12 +149,16 @@ def ask_everything(client: Client) -> None:
 def test_every_count_agrees_with_the_statistics(server: TritonServer, client: Client, settle: Callable[[], None]) -> None:
     settle()
     first, stats = Scrape(server), client.stats()
-    ask_everything(client)
-    after = client.stats()
-    wanted = grown(reported(stats), reported(after))
-    assert wanted["finished"] == 5
-    assert wanted["failed"] == 1
-    assert wanted["drafts"] > 0
+    num_asked = 0
+    wanted = {"drafts": 0.0}
+    while not wanted["drafts"]:  # on a busy machine it may take a while until drafts pay
+        ask_everything(client)
+        num_asked += 1
+        assert num_asked <= 50, "nothing is ever drafted"
+        after = client.stats()
+        wanted = grown(reported(stats), reported(after))
+    assert wanted["finished"] == 5 * num_asked
+    assert wanted["failed"] == num_asked
     settle()
     second = Scrape(server)
     assert grown(figures(first), figures(second)) == wanted

@@ -101,8 +101,8 @@ def test_as_many_places_as_slots_and_ageing_that_binds_waste_little(policy: str,
     own = experiment(replace(SETTINGS, slots=2, batch=2, load=load, starvation_services=3.0), None, COSTS)
     found, fcfs = (run_policy(name, own, NO_PROGRESS) for name in (policy, "fcfs"))
     assert found.row()["completed"] == 400
-    assert (found.evictions > 0) == (policy not in ("fcfs", "sjf"))
-    assert found.makespan <= 1.2 * fcfs.makespan
+    assert found.makespan <= 1.02 * fcfs.makespan
+    assert found.latency_mean <= 1.1 * fcfs.latency_mean
 
 
 def test_the_oracle_is_best_at_batch_1() -> None:

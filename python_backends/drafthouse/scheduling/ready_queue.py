@@ -28,10 +28,10 @@ class ReadyQueue(Generic[S]):
 
     **Slots.** Whoever holds a slot, or finds a free one, takes a place for nothing. Where all are taken somebody has to give one
     up and will be computed anew, which delays everybody. So then a challenger gets a place only if there is a holder that has
-    *earned its slot* (`Schedulable.has_earned_slot`), and only if the challenger is overdue, or of a higher class than that holder,
-    or the policy finds the exchange worth it (`Policy.is_worth_evicting`). Without this rule preemption costs more than it brings
-    where there are as many places as slots: at load 0.9 (8 and 8, code lengths) `laps-sd` took 3.4 times the mean latency of `fcfs`,
-    and `las` could not keep up at all.
+    *earned its slot* (`Schedulable.has_earned_slot`), and only if the challenger is of a higher class than that holder, or the policy
+    finds the exchange worth it (`Policy.is_worth_evicting`). Without this rule preemption costs more than it brings where there are
+    as many places as slots: at load 0.9 (8 and 8, code lengths) `laps-sd` took 3.4 times the mean latency of `fcfs`, and `las` could not
+    keep up at all. Being overdue is no reason either: where many are, taking turns would be work enough to make all others overdue.
 
     **Ageing.** A request that took part in no round for ``starvation_limit_ns`` is *overdue*: it goes before everybody who is
     not, and the overdue go in the order in which their waits began, whatever their priorities, each until it has had its turn:
@@ -39,9 +39,9 @@ class ReadyQueue(Generic[S]):
     request begins no later than starvation_limit_ns + (1 + floor((n - 1) / c)) rounds after its last one (or `add`): the round
     under way when it becomes overdue, then those of the at most n - 1 requests whose waits began earlier, c at a time; a wait
     that begins later never overtakes. So nobody starves and every request finishes. Where a policy refuses to preempt, a turn
-    may last until the request has finished: there the bound holds with the longest service instead of a round. Where all slots
-    are taken it may last until the slot is earned. A request that was chosen and not served (the round's budget for prompts ran
-    out before it) has had no turn, and comes again in the next round.
+    may last until the request has finished: there the bound holds with the longest service instead of a round. Likewise where
+    all slots are taken: the overdue go first when one is given back. A request that was chosen and not served (the round's budget
+    for prompts ran out before it) has had no turn, and comes again in the next round.
 
     **Ranks age, too.** What a waiting request was ranked by may have moved meanwhile, so every `select` ranks a few anew.
     """

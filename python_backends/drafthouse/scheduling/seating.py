@@ -122,6 +122,6 @@ class Seating(Generic[S]):
         return False
 
     def _is_worth(self, challenger: Entry[S], other: Entry[S], loser: Entry[S]) -> bool:
-        if challenger.key[-1] in self._overdue or challenger.key[0] < loser.key[0]:
+        if challenger.key[0] < loser.key[0]:
             return True
         return self._policy.is_worth_evicting(challenger.request, other.request, num_cached(loser.request), self._num_live)
