@@ -1,5 +1,6 @@
 """While nothing else is to do: a few calls of typical shapes, so that adaptation knows from the start what the stages take."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterator
 
@@ -84,11 +85,12 @@ class Rehearsal:
                     if self._is_over():
                         return False
                     await self._draft(rows, depth)
-            return True
         finally:
             for uid in uids:
                 self._target.releases.add(uid)
                 self._fusion.releases.add(uid)
+        await asyncio.gather(self._target.flush(), self._fusion.flush())  # it is over when its slots are free again
+        return True
 
     async def _verify(self, rows: int, tokens_per_row: int) -> None:
         tokens = np.resize(self._prompt, tokens_per_row).astype(np.int32)
