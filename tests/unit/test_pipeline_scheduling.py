@@ -223,12 +223,14 @@ async def test_who_waits_and_who_has_a_place_is_told_by_queue(policy: str) -> No
 
 
 class _Broken(Impatient):
-    """Cannot rank what has a prompt of 13 tokens, or after its tenth token what has one of 14."""
+    """Cannot rank what has a prompt of 13 tokens, after its tenth token what has one of 14, or what had a cache and lost it."""
 
     name = "test-broken"
 
     def rank(self, request: Schedulable) -> Rank:
         if request.prompt_len == 13 or (request.prompt_len == 14 and request.num_output_tokens > 10):
+            raise ArithmeticError("made up")
+        if request.num_output_tokens and request.num_uncached > 1 and not request.is_running:
             raise ArithmeticError("made up")
         return super().rank(request)
 

@@ -108,7 +108,7 @@ class Turns:
             state.forget_caches()
             self._release(state.request_uid)
             self._evictions[state.queue] += 1
-            self._queue.rerank(state)
+            self._queue.refresh(state)
             state.queue = self._queue.queue_of(state)
 
     def end(self, states: Sequence[RequestState], stats: RoundStats) -> None:

@@ -15,10 +15,8 @@ TRIAL_ROUNDS = 12  # of a way that is tried; its first ones are not counted
 SETTLING_ROUNDS = 2
 SHORT_TRIAL_ROUNDS = 6  # a trial ends here when the way is clearly slower
 CLEARLY_SLOWER = 0.93
-FIRST_TRIAL_AFTER = (
-    12  # rounds in the best way before another is tried; after a trial that was lost twice, or clearly four times, as many, up to
-)
-LAST_TRIAL_AFTER = 768
+FIRST_TRIAL_AFTER = 12  # rounds in the best way before another is tried
+LAST_TRIAL_AFTER = 768  # a trial that was lost makes it twice as many, one that was clearly lost four times, up to this
 MEMORY = 0.5  # weight of what was measured before a block
 CLEAR = 1.01  # another way has to be this much faster
 

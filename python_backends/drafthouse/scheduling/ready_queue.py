@@ -83,8 +83,20 @@ class ReadyQueue(Generic[S]):
         self._entries[request.request_uid].wait_since_ns = now_ns
         self._entries.move_to_end(request.request_uid)
 
+    def refresh(self, request: S) -> None:
+        """Rank it anew without a round: it lost its cache, or what it was ranked by has moved. KeyError when it is not in.
+
+        Where the policy raises, that is logged and the request keeps its rank: nobody else is harmed by it.
+        """
+        try:
+            self.rerank(request)
+        except Exception:
+            if request not in self:
+                raise
+            logger.exception("request %d cannot be ranked anew", request.request_uid)
+
     def rerank(self, request: S) -> None:
-        """Its figures changed without a round: it lost its cache, or its domain became known. KeyError when it is not in."""
+        """Rank it anew; what the policy raises leaves everything as it was. KeyError when it is not in."""
         entry = self._entries[request.request_uid]
         key, queue = self._key(request), self._policy.queue_of(request)  # before anything changes: a policy may raise
         if not entry.is_chosen:
@@ -127,8 +139,8 @@ class ReadyQueue(Generic[S]):
         """The preempted ``holders`` of a slot, the first to give it up first.
 
         Each will be computed anew exactly once if it loses its cache, whenever that is, so what a slot is worth is the tokens
-        it saves for the time it is kept: the order is by cached tokens per request that is ahead, fewest first. Who has not earned its slot
-        comes last.
+        it saves for the time it is kept: the order is by cached tokens per request that is ahead, fewest first. Who has not
+        earned its slot comes last.
         """
 
         def worth(request: S) -> tuple[bool, float, int]:
@@ -176,10 +188,7 @@ class ReadyQueue(Generic[S]):
                 return
             entry = self._entries.get(request_uid)
             if entry is not None and not entry.is_chosen:
-                try:
-                    self.rerank(entry.request)
-                except Exception:  # its policy's fault; it keeps its rank, and nobody else is harmed
-                    logger.exception("request %d cannot be ranked anew", request_uid)
+                self.refresh(entry.request)
 
     def _find_incumbents(self) -> None:
         """Chosen are those who run: not who was only asked for, nor who stopped."""

@@ -118,7 +118,8 @@ class Seating(Generic[S]):
             if self._is_worth(challenger, incumbent or min(holders, key=self.urgency), loser):
                 self._spoken_for.add(loser.key[-1])
                 return True
-        self._has_room = False
+        # Who comes after is less urgent, and gets none either. Not so after an overdue one: they go by their waits, whatever their classes.
+        self._has_room = challenger.key[-1] in self._overdue
         return False
 
     def _is_worth(self, challenger: Entry[S], other: Entry[S], loser: Entry[S]) -> bool:

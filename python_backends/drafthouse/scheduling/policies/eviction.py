@@ -7,6 +7,14 @@ from drafthouse.scheduling.policy import Estimates, Schedulable
 MARGIN = 4.0
 
 
+class NeverEvicts:
+    """For policies that preempt nobody, or have no idea of how long requests still take: nothing says that it pays."""
+
+    def is_worth_evicting(self, challenger: Schedulable, other: Schedulable, num_recomputed: int, num_delayed: int) -> bool:
+        """See `Policy`."""
+        return False
+
+
 def pays(estimates: Estimates, challenger: Schedulable, other: Schedulable, num_recomputed: int, num_delayed: int) -> bool:
     """Whether all requests together wait clearly less if ``challenger`` goes before ``other``, and so many tokens are computed anew.
 

@@ -1,9 +1,10 @@
 """First come, first served: the order of arrival, no preemption."""
 
+from drafthouse.scheduling.policies.eviction import NeverEvicts
 from drafthouse.scheduling.policy import Rank, Schedulable
 
 
-class FirstComeFirstServed:
+class FirstComeFirstServed(NeverEvicts):
     """Runs each request to its end in the order of arrival, which the queue's tie-break is already."""
 
     name = "fcfs"
@@ -14,10 +15,6 @@ class FirstComeFirstServed:
 
     def may_preempt(self, challenger: Rank, running: Rank) -> bool:
         """Never."""
-        return False
-
-    def is_worth_evicting(self, challenger: Schedulable, other: Schedulable, num_recomputed: int, num_delayed: int) -> bool:
-        """Never: nobody is preempted."""
         return False
 
     def queue_of(self, request: Schedulable) -> int:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from math import ceil, log2
 
+from drafthouse.scheduling.policies.eviction import NeverEvicts
 from drafthouse.scheduling.policy import Estimates, Rank, Schedulable
 
 
@@ -17,7 +18,7 @@ class LasOptions:
             raise ValueError(f"levels_per_doubling must be at least 1, not {self.levels_per_doubling}")
 
 
-class LeastAttainedService:
+class LeastAttainedService(NeverEvicts):
     """Ranks by attained service in geometric levels.
 
     Exact LAS shares the server equally among all requests of least service, which between rounds means that they take turns,
@@ -38,10 +39,6 @@ class LeastAttainedService:
     def may_preempt(self, challenger: Rank, running: Rank) -> bool:
         """Whenever a request is of a lower level: the levels are the hysteresis."""
         return True
-
-    def is_worth_evicting(self, challenger: Schedulable, other: Schedulable, num_recomputed: int, num_delayed: int) -> bool:
-        """Never: without an idea of what is left nothing says that it pays."""
-        return False
 
     def queue_of(self, request: Schedulable) -> int:
         """Level 0: up to one round's time of service; then a level per fraction of a doubling."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from drafthouse.scheduling.policies.eviction import NeverEvicts
 from drafthouse.scheduling.policy import Estimates, Rank, Schedulable
 
 
@@ -22,7 +23,7 @@ class MlfqOptions:
             raise ValueError(f"quantum_ratio must be at least 1, not {self.quantum_ratio}")
 
 
-class SkipJoinMlfq:
+class SkipJoinMlfq(NeverEvicts):
     """Queues of growing quanta, first come first served within each; lengths are unknown, the time of the prefill is not.
 
     A request joins the highest queue whose quantum its first iteration fits into, skipping those it would only pass through;
@@ -43,10 +44,6 @@ class SkipJoinMlfq:
     def may_preempt(self, challenger: Rank, running: Rank) -> bool:
         """Whoever is in a higher queue; and who has sunk into a queue lets those pass that are in it and arrived earlier."""
         return True
-
-    def is_worth_evicting(self, challenger: Schedulable, other: Schedulable, num_recomputed: int, num_delayed: int) -> bool:
-        """Never: without an idea of what is left nothing says that it pays."""
-        return False
 
     def queue_of(self, request: Schedulable) -> int:
         """0 is the highest; the lowest takes whoever has used up all quanta."""

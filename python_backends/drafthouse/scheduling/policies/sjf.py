@@ -1,9 +1,10 @@
 """Shortest job first by predicted output length, the classic: chosen at admission, never preempted."""
 
+from drafthouse.scheduling.policies.eviction import NeverEvicts
 from drafthouse.scheduling.policy import Estimates, Rank, Schedulable
 
 
-class ShortestJobFirst:
+class ShortestJobFirst(NeverEvicts):
     """Ranks by the predicted number of output tokens; acceptance rates are not its concern."""
 
     name = "sjf"
@@ -17,10 +18,6 @@ class ShortestJobFirst:
 
     def may_preempt(self, challenger: Rank, running: Rank) -> bool:
         """Never."""
-        return False
-
-    def is_worth_evicting(self, challenger: Schedulable, other: Schedulable, num_recomputed: int, num_delayed: int) -> bool:
-        """Never: nobody is preempted."""
         return False
 
     def queue_of(self, request: Schedulable) -> int:
